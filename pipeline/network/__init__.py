@@ -1,0 +1,1 @@
+"""Tensors: loading networks, their graphs, receptive fields and built-in architectures."""

@@ -1,0 +1,1 @@
+"""Bytes: images in, OME-Zarr out."""
