@@ -164,9 +164,7 @@ class Layout:
 
     def shards_within(self, level: int, region: tuple[Interval, ...]) -> list[tuple[int, ...]]:
         """Grid positions of the shards that cover the region, row major; the region is a whole number of shards."""
-        ranges = [
-            range(i.start // s, -(-i.stop // s)) for i, s in zip(region, self.shards[level], strict=True)
-        ]
+        ranges = [range(i.start // s, -(-i.stop // s)) for i, s in zip(region, self.shards[level], strict=True)]
         return list(product(*ranges))
 
     def to_json(self) -> dict[str, Any]:
@@ -217,8 +215,6 @@ def build_layout(axes: str, dtype: str, shape: tuple[int, ...], step: tuple[int,
         shapes.append(below[:-2] + tuple(-(-n // 2) for n in below[-2:]))
         shards.append(
             leading
-            + tuple(
-                c * max(1, min(SHARD // c, -(-n // c))) for c, n in zip(chunk_yx, shapes[-1][-2:], strict=True)
-            )
+            + tuple(c * max(1, min(SHARD // c, -(-n // c))) for c, n in zip(chunk_yx, shapes[-1][-2:], strict=True))
         )
     return Layout(axes, dtype, tuple(shapes), tuple(shards), chunk)
