@@ -1,1 +1,112 @@
-"""Exact tiled inference of fully convolutional networks on images too large for memory."""
+"""Exact tiled inference of fully convolutional networks on images too large for memory.
+
+Every function here imports what it needs when it is called, so that `import pipeline` takes no torch with it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.tiling.geometry import ReceptiveField
+from pipeline.tiling.plan import Plan
+
+if TYPE_CHECKING:
+    import os
+
+    import numpy as np
+
+    from pipeline.api import Report, Result
+    from pipeline.network.loading import Network
+    from pipeline.storage.image import Image
+
+__version__ = "0.1.0"
+__all__ = [
+    "Plan",
+    "ReceptiveField",
+    "convert",
+    "extend",
+    "load_network",
+    "open_image",
+    "plan",
+    "predict",
+    "receptive_field",
+    "verify",
+]
+
+
+def open_image(source: Any, *, axes: str | None = None, level: int = 0) -> Image:
+    """Open an image, reading only its metadata: a path, or a NumPy or dask array (y, x), (c, y, x) or (c, z, y, x).
+
+    `axes` names the axes where the metadata does not, for instance "YXC"; `level` picks a resolution, 0 the finest.
+    Raises ValueError for what is no image that can be read, FileNotFoundError for a missing file.
+    """
+    from pipeline.storage.image import open_image
+
+    return open_image(source, axes=axes, level=level)
+
+
+def load_network(net: Any = None, **options: Any) -> Network:
+    """The network of an nn.Module, a .pt2 file, a network folder, or a built-in's name; None is "nuclei".
+
+    `.module` is the torch.nn.Module that takes stored values (n, c, y, x) and returns logits. Options: `scale`,
+    `mean` and `std` normalise what has no card of its own, `output` picks from a dict or tuple of outputs.
+    Raises ValueError for what is no network; no file is ever unpickled.
+    """
+    from pipeline.network.loading import load_network
+
+    return load_network(net, **options)
+
+
+def receptive_field(net: Any, shape: tuple[int, int, int] | None = None) -> ReceptiveField:
+    """What one output of the network sees, derived from its graph; `shape` (c, y, x) is one that it accepts.
+
+    Raises ValueError where the only obstacle is an operation that the analysis does not know, naming it.
+    """
+    from pipeline import api
+
+    return api.receptive_field(net, shape)
+
+
+def plan(image: Any, net: Any = None, **options: Any) -> Plan:
+    """The plan of `predict` with the same arguments; nothing is run or written."""
+    from pipeline import api
+
+    return api.plan(image, net, **options)
+
+
+def predict(image: Any, net: Any = None, output: str | os.PathLike[str] = "", **options: Any) -> Any:
+    """Write the network's prediction for an image to `output`, equal to the whole-image forward pass.
+
+    image: a path, a NumPy or dask array (c, y, x), or a list of them (`output` is then a folder); net: anything
+    that `load_network` takes. Options and defaults: kind="mask", engine="local", workers=None, memory="2GB",
+    tile=None, precision="float32", and those of the command line. Returns a Result (a list for a list of images).
+    Raises ValueError for what the caller can mend, RuntimeError where tiles failed.
+    """
+    from pipeline import api
+
+    return api.predict(image, net, output, **options)
+
+
+def extend(array: np.ndarray, net: Any = None) -> np.ndarray:
+    """The input (c, y, x) whose whole-image forward pass the result equals: last row and column repeated up to the
+    network's alignment."""
+    from pipeline import api
+
+    return api.extend(array, net)
+
+
+def verify(output: str | os.PathLike[str], image: Any = None, net: Any = None) -> Report:
+    """Recompute windows of a finished output from larger reads and compare all checksums with the ledger.
+
+    Image and network are needed only where the output cannot name them itself (arrays, modules).
+    """
+    from pipeline import api
+
+    return api.verify(output, image, net)
+
+
+def convert(image: Any, output: str | os.PathLike[str], **options: Any) -> Result:
+    """Copy any image that opens into a sharded OME-Zarr 0.5 with its pyramid, pixels unchanged; resumable."""
+    from pipeline import api
+
+    return api.convert(image, output, **options)
