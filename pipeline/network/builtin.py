@@ -1,0 +1,69 @@
+"""The architectures that a network folder can name, and the networks that have a name of their own."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.network.fcn import FCN
+from pipeline.network.normalise import Normalisation
+from pipeline.network.unet import UNet
+
+ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "fcn": FCN}
+
+BUNDLED = Path(__file__).parent / "bundled"
+"""One network folder for each trained network that comes with the package."""
+
+VGG16 = {"widths": [64, 128, 256, 512, 512], "head": 4096}
+TINY = {"widths": [4, 8, 8, 16, 16], "convolutions": [1, 1, 1, 1, 1], "head": 16}
+UNTRAINED: dict[str, tuple[str, dict[str, Any]]] = {
+    "unet-tiny": ("unet", {"base": 4, "depth": 2}),
+    "unet": ("unet", {"base": 16, "depth": 4}),
+    "unet-large": ("unet", {"base": 64, "depth": 4}),
+    **{f"fcn{v}s-tiny": ("fcn", {"variant": v, **TINY}) for v in (32, 16, 8)},
+    **{f"fcn{v}s": ("fcn", {"variant": v}) for v in (32, 16, 8)},
+    **{f"fcn{v}s-vgg16": ("fcn", {"variant": v, **VGG16}) for v in (32, 16, 8)},
+}
+"""Architecture and arguments by name; their weights are random, from a fixed seed."""
+
+
+def builtin_names() -> list[str]:
+    """Every name that `load_network` takes, trained ones first."""
+    return sorted(p.parent.name for p in BUNDLED.glob("*/network.json")) + sorted(UNTRAINED)
+
+
+def build(architecture: str, arguments: Mapping[str, Any], normalise: Normalisation | None = None) -> nn.Module:
+    """A new network of that architecture, in eval mode, with random weights.
+
+    Raises: ValueError for an unknown architecture, an unknown argument or a value that does not fit.
+    """
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"architecture {architecture!r} is unknown: one of {', '.join(sorted(ARCHITECTURES))}")
+    make = ARCHITECTURES[architecture]
+    _check_arguments(architecture, make, arguments)
+    return make(**arguments, normalise=normalise).eval()
+
+
+def build_untrained(name: str, seed: int = 0) -> nn.Module:
+    """The named built-in with weights from the seed; torch's own random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build(*UNTRAINED[name])
+
+
+def _check_arguments(architecture: str, make: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> None:
+    known = {k: p.default for k, p in inspect.signature(make).parameters.items() if k != "normalise"}
+    for key, value in arguments.items():
+        if key not in known:
+            raise ValueError(f"{architecture} has no argument {key!r}: it takes {', '.join(known)}")
+        default = known[key]
+        whole = [value] if isinstance(default, int) else value if isinstance(default, tuple) else []
+        right = isinstance(value, str) if isinstance(default, str) else isinstance(whole, list | tuple)
+        if not right or not all(type(n) is int and n >= (0 if key == "depth" else 1) for n in whole):
+            kind = "a word" if isinstance(default, str) else "whole numbers" if whole is value else "a whole number"
+            raise ValueError(f"{architecture} argument {key} is {value!r}: it must be {kind} above 0")

@@ -1,0 +1,108 @@
+"""A network folder: network.json says what it is, weights.safetensors holds the weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.network.builtin import build
+from pipeline.network.normalise import check_normalisation
+
+CARD = "network.json"
+WEIGHTS = "weights.safetensors"
+
+
+def read_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """The module in eval mode and the card.
+
+    Raises: FileNotFoundError for a missing file; ValueError for a card or weights that do not fit, naming what.
+    """
+    card = _read_card(folder / CARD)
+    arguments = card.get("arguments", {})
+    try:
+        if not isinstance(arguments, dict):
+            raise ValueError(f"arguments is {arguments!r}: it must be an object")
+        if not isinstance(given := card.get("normalise") or {}, dict):
+            raise ValueError(f"normalise is {given!r}: it must be an object")
+        normalise = check_normalisation(given, arguments.get("channels", 3))
+        module = build(str(card.get("architecture")), arguments, normalise)
+        _load_weights(module, folder / WEIGHTS)
+        _check_counts(card, module)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    return module, {"name": folder.name, **card}
+
+
+def save_network(
+    folder: str | os.PathLike[str], architecture: str, arguments: Mapping[str, Any], module: nn.Module, **card: Any
+) -> None:
+    """Writes the network folder; `card` holds its other entries (name, normalise, class_names, data, ...).
+
+    An existing folder's two files are replaced, each in one step.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    full = {"name": folder.name, "architecture": architecture, "arguments": dict(arguments), **card}
+    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
+    save_file(weights, folder / f"{WEIGHTS}.partial")
+    (folder / f"{CARD}.partial").write_text(json.dumps(full, indent=2) + "\n")
+    for name in (WEIGHTS, CARD):
+        os.replace(folder / f"{name}.partial", folder / name)
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent}: not a network folder, it has no {path.name}")
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(card, dict):
+        raise ValueError(f"{path}: must hold an object")
+    return card
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent}: the network folder has no {path.name}")
+    try:
+        weights = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is damaged: {error}") from None
+    expected = module.state_dict()
+    if missing := next((key for key in expected if key not in weights), None):
+        raise ValueError(f"{path.name} lacks {missing!r}, which the architecture has")
+    for key, tensor in weights.items():
+        if key not in expected:
+            raise ValueError(f"{path.name} has {key!r}, which the architecture lacks")
+        if tensor.shape != expected[key].shape:
+            shapes = f"{tuple(tensor.shape)}, but the architecture wants {tuple(expected[key].shape)}"
+            raise ValueError(f"{path.name}: {key!r} has shape {shapes}")
+    if any(_is_double(tensor) for tensor in weights.values()):
+        module.double()
+    module.load_state_dict(weights)
+
+
+def _is_double(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.element_size() == 8
+
+
+def _check_counts(card: dict[str, Any], module: nn.Module) -> None:
+    """Where the card repeats what the arguments say, both must agree."""
+    arguments = card.get("arguments", {})
+    for key, default in (("channels", 3), ("classes", 2)):
+        built = arguments.get(key, default)
+        if card.setdefault(key, built) != built:
+            raise ValueError(f"{CARD} says {card[key]!r} {key}, but its arguments build {built}")
+    names = card.get("class_names")
+    if names is not None and (not isinstance(names, list) or len(names) not in (card["classes"], 2)):
+        raise ValueError(f"class_names {names!r}: {card['classes']} names are needed")
+    if card.get("activation") not in (None, "softmax", "sigmoid", "none"):
+        raise ValueError(f"activation {card['activation']!r}: one of softmax, sigmoid, none")

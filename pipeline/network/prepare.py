@@ -1,0 +1,119 @@
+"""A caller's module made ready: eval mode without touching the original, one tensor out, normalised in."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+
+from pipeline.network.normalise import Normalisation, Normalise
+
+TRIAL_SIZES = (64, 96, 224, 256, 320, 512, 100, 572)
+"""Squares on which to look at what a network returns: most networks take one of the first three."""
+
+
+class Prepared(nn.Module):
+    """normalise, then the network, then the one tensor of what it returns."""
+
+    def __init__(self, network: nn.Module, normalise: nn.Module, output: str | int | None) -> None:
+        super().__init__()
+        self.normalise = normalise
+        self.network = network
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.network(self.normalise(x))
+        tensor: Tensor = result if self.output is None else _entries(result)[self.output]
+        return tensor
+
+
+def evaluating(module: nn.Module, *, share: bool = True) -> nn.Module:
+    """The module in eval mode; a copy (which shares the weights unless told not to) if it is not in eval mode.
+
+    Raises: ValueError where a batch norm or dropout that is in training mode would make eval mode another network.
+    """
+    for path, part in module.named_modules():
+        if part.training and _acts_in_training(part):
+            where = f"{path} ({type(part).__name__})" if path else type(part).__name__
+            raise ValueError(f"network is in training mode, where {where} acts differently: call .eval()")
+    if share and not any(part.training for part in module.modules()):
+        return module
+    tensors = [*module.parameters(), *module.buffers()] if share else []
+    return copy.deepcopy(module, {id(t): t for t in tensors}).eval()
+
+
+def _acts_in_training(part: nn.Module) -> bool:
+    if isinstance(part, nn.modules.batchnorm._NormBase):
+        return part.track_running_stats and part.running_mean is not None
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return part.p > 0
+    return isinstance(part, nn.RReLU)
+
+
+def infer_channels(module: nn.Module) -> int | None:
+    """Input channels by the first convolution; None where there is none."""
+    for part in module.modules():
+        if isinstance(part, Normalise) and part.get_buffer("factor").shape[1] > 1:
+            return int(part.get_buffer("factor").shape[1])
+        if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and part.in_channels > 0:  # 0: lazy, not seen an input yet
+            return part.in_channels
+    return None
+
+
+def prepare(
+    module: nn.Module, channels: int | None, normalise: Normalisation, output: str | int | None
+) -> tuple[nn.Module, int | None]:
+    """The module with that normalisation and output, and the number of its classes where a trial tells.
+
+    Raises: ValueError where it returns several tensors and none of them is named.
+    """
+    result = None if channels is None else try_shapes(module, channels)
+    if result is not None and not isinstance(result, Tensor):
+        output = _choose(_entries(result), output)
+        result = _entries(result)[output]
+    elif result is not None:
+        output = None
+    if normalise or output is not None:
+        step = Normalise(**normalise) if normalise else nn.Identity()
+        module = Prepared(module, step, output).eval()
+    return module, int(result.shape[1]) if isinstance(result, Tensor) and result.dim() == 4 else None
+
+
+def try_shapes(module: nn.Module, channels: int) -> Any:
+    """What the network returns for an image of zeros, without its values; None if it takes no size that is tried."""
+    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    for size in TRIAL_SIZES:
+        try:
+            with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+                return module(torch.zeros(1, channels, size, size, dtype=like.dtype, device=like.device))
+        except Exception:  # any size may fail in any way; what a network does on the real image is said there
+            continue
+    return None
+
+
+def _entries(result: Any) -> dict[str | int, Tensor]:
+    """The tensors of a dict, a dataclass or a sequence, by their keys."""
+    if isinstance(result, list | tuple) and not hasattr(result, "_fields"):
+        pairs: Any = enumerate(result)
+    elif isinstance(result, Mapping):
+        pairs = result.items()
+    else:
+        pairs = result._asdict().items() if hasattr(result, "_asdict") else vars(result).items()
+    return {key: value for key, value in pairs if isinstance(value, Tensor)}
+
+
+def _choose(entries: dict[str | int, Tensor], output: str | int | None) -> str | int:
+    if isinstance(output, str) and output not in entries and output.lstrip("-").isdigit():
+        output = int(output)
+    if output in entries:
+        return output
+    if output is None and len(entries) == 1:
+        return next(iter(entries))
+    listed = ", ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in entries.items()) or "no tensor"
+    if output is not None:
+        raise ValueError(f"network has no output {output!r}: it returns {listed}")
+    raise ValueError(f"network returns {listed}: name one, as in load_network(net, output={next(iter(entries), 0)!r})")
