@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.engines import local
 from pipeline.engines.local import Failure, Unit, run
 
 MODES = [pytest.param(1, False, id="here"), pytest.param(1, True, id="process"), pytest.param(3, True, id="processes")]
@@ -470,6 +471,23 @@ def test_no_worker_survives(ending: str, tmp_path: Path) -> None:
             list(results)
     assert time.monotonic() - before < 2.5
     assert children and not any(map(alive, children))
+
+
+def test_workers_leave_ctrl_c_to_the_parent() -> None:
+    def work(unit: Unit) -> Unit:
+        os.kill(os.getpid(), signal.SIGINT)
+        return unit
+
+    assert list(run(lambda: work, [[1, 2]], workers=1, own_process=True, fatal=never)) == [(1, 1), (2, 2)]
+
+
+def test_busy_workers_are_asked_to_end_before_they_are_made_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "TERMINATE", 60.0)
+    results = run(lambda: time.sleep, [[0, 1000]], workers=1, own_process=True, fatal=never)
+    assert next(results) == (0, None)
+    before = time.monotonic()
+    results.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - before < 20
 
 
 def test_engine_leaves_no_files_open_behind() -> None:
