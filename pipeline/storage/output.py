@@ -1,0 +1,291 @@
+"""An output: a Zarr v3 group, OME-Zarr 0.5, whose shards are each written whole by one worker.
+
+    big.zarr/
+      zarr.json         `ome` for every reader, `pipeline` for us: plan, fingerprint, card, versions, layout
+      0/zarr.json       an array a level, the finest first
+      0/c/2/5           one of its shards, of axes (y, x)
+      ledger/           which shards are done (pipeline.stitching.ledger)
+
+A shard of fill alone has no file, so that the ledger and not the files says what is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.storage.disk import PARTIAL, OutputError, partials, remove, replace, writing
+from pipeline.storage.ome import RGB, Description
+from pipeline.storage.shards import codecs, encode, length_and_checksum
+from pipeline.tiling.geometry import Interval
+from pipeline.tiling.grid import Layout
+
+if TYPE_CHECKING:
+    import zarr
+
+Record = tuple[int, int] | None
+"""Length in bytes and crc32c of a shard; None of one that holds only the fill value and so has no file."""
+Regions = Sequence[Interval]
+"""An interval for each axis of a level."""
+
+KEY = "pipeline"
+"""Of the group's attributes: what is ours, and by what an output of ours is recognised."""
+COMPANIONS = ("ledger", "preview")
+"""Folders that may lie in an output beside its arrays."""
+BLOCK = 1 << 20
+
+
+class Output:
+    """An open output. Writing and reading it needs no lock as long as one worker owns each shard."""
+
+    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
+        self.path = path
+        self.attributes = attributes
+        self.layout = Layout.from_json(attributes["layout"])
+        self.dtype = np.dtype(self.layout.dtype)
+        self.fill = np.array(attributes["fill"], self.dtype)
+
+    @cached_property
+    def arrays(self) -> tuple[zarr.Array[Any], ...]:
+        """The levels, finest first, as read-only zarr arrays."""
+        import zarr
+        from zarr.storage import LocalStore, StorePath
+
+        store = LocalStore(self.path, read_only=True)
+        levels = range(len(self.layout.shapes))
+        return tuple(zarr.Array.from_dict(StorePath(store, str(k)), _array_metadata(self, k)) for k in levels)
+
+    def write(self, level: int, region: Regions, data: NDArray[Any]) -> list[Record]:
+        """Write a region that is a whole number of shards; the record of each, in row-major order.
+
+        Writing the same pixels again writes the same bytes. A shard appears whole or not at all.
+        Raises OutputError where the disk does not take it.
+        """
+        assert data.dtype == self.dtype and data.shape == tuple(i.size for i in region), "the region's own pixels"
+        shard = self.layout.shards[level]
+        assert all(
+            i.start % s == 0 and (i.stop % s == 0 or i.stop == n)
+            for i, s, n in zip(region, shard, self.layout.shapes[level], strict=True)
+        ), "a region is a whole number of shards"
+        records: list[Record] = []
+        for position in self.layout.shards_within(level, tuple(region)):
+            starts = [p * s - i.start for p, s, i in zip(position, shard, region, strict=True)]
+            part = data[tuple(slice(a, a + s) for a, s in zip(starts, shard, strict=True))]
+            records.append(self._write_shard(level, position, part))
+        return records
+
+    def _write_shard(self, level: int, position: tuple[int, ...], part: NDArray[Any]) -> Record:
+        pieces = encode(part, self.layout.shards[level], self.layout.chunk, self.fill)
+        path = self.path / self._key(level, position)
+        with writing(self.path):
+            if pieces is None:
+                path.unlink(missing_ok=True)
+                return None
+            replace(path, pieces)
+        return length_and_checksum(pieces)
+
+    def read(self, level: int, region: Regions) -> NDArray[Any]:
+        """The pixels of any region; the fill value where no shard is written yet."""
+        pixels: NDArray[Any] = np.asarray(self.arrays[level][tuple(i.slice for i in region)])
+        return pixels
+
+    def check(self, level: int, region: Regions, records: Sequence[Record]) -> list[str]:
+        """Names of the region's shards that are missing or of another length than their records say. Cheap."""
+        return [key for key, record in self._keys(level, region, records) if self._length(key) != _length_of(record)]
+
+    def checksum(self, level: int, region: Regions, records: Sequence[Record]) -> list[str]:
+        """Names of the region's shards whose bytes are not those that their records say. Reads them all."""
+        return [key for key, record in self._keys(level, region, records) if self._record(key) != record]
+
+    def update_attributes(self, **changes: Any) -> None:
+        """Set some of our attributes, at once or not at all. Only the driver of a run may call it."""
+        group = _read_group(self.path)
+        group["attributes"][KEY] = self.attributes = {**self.attributes, **changes}
+        with writing(self.path):
+            replace(self.path / "zarr.json", [_json(group)])
+
+    def restore(self) -> None:
+        """Make good what a kill may have left undone: metadata of the arrays, and half-written files to remove."""
+        with writing(self.path):
+            for level in range(len(self.layout.shapes)):
+                path = self.path / str(level) / "zarr.json"
+                if not path.is_file():
+                    replace(path, [_json(_array_metadata(self, level))])
+            for partial in list(self._partials()):
+                partial.unlink(missing_ok=True)
+
+    def _partials(self) -> Iterator[Path]:
+        """Half-written files among our own: beside the metadata, in the levels and in their companions."""
+        yield from self.path.glob(f"*{PARTIAL}")
+        for name in (*COMPANIONS, *(str(k) for k in range(len(self.layout.shapes)))):
+            yield from partials(self.path / name)
+
+    def _keys(self, level: int, region: Regions, records: Sequence[Record]) -> Iterator[tuple[str, Record]]:
+        positions = self.layout.shards_within(level, tuple(region))
+        if len(positions) != len(records):
+            raise OutputError(f"{self.path}: {len(records)} records for the {len(positions)} shards of level {level}")
+        for position, record in zip(positions, records, strict=True):
+            yield self._key(level, position), None if record is None else (record[0], record[1])
+
+    def _key(self, level: int, position: tuple[int, ...]) -> str:
+        return "/".join(map(str, (level, "c", *position)))
+
+    def _length(self, key: str) -> int | None:
+        try:
+            return os.stat(f"{self.path}/{key}").st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _record(self, key: str) -> Record:
+        crc = length = 0
+        try:
+            with open(self.path / key, "rb") as file:
+                while block := file.read(BLOCK):
+                    crc = google_crc32c.extend(crc, block)
+                    length += len(block)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return length, crc
+
+
+def create(
+    path: str | os.PathLike[str],
+    layout: Layout,
+    *,
+    attributes: dict[str, Any],
+    fill: float = 0,
+    scale: Sequence[float] | None = None,
+    translation: Sequence[float] | None = None,
+    unit: str | None = None,
+    name: str | None = None,
+    label: bool = False,
+    channels: Sequence[tuple[str, RGB]] = (),
+    window: tuple[float, float] | None = None,
+    classes: Sequence[tuple[int, str, RGB]] = (),
+    among_others: bool = False,
+) -> Output:
+    """A new, empty output. `scale` and `translation` hold one number an axis of the layout, in `unit`.
+
+    channels, classes: names and colours for viewers; `window` the values that they show as black and full colour.
+    among_others: the folder may hold other files already (what `remove_contents` leaves); they are not touched.
+
+    Raises OutputError where the path is taken or cannot be written, FileNotFoundError where its folder is missing.
+    """
+    target = Path(path)
+    _check_free(target, layout, among_others)
+    ours = {**attributes, "layout": layout.to_json(), "fill": fill}
+    output = Output(target, ours)
+    description = Description(
+        name=target.name.split(".")[0] if name is None else name,
+        scale=None if scale is None else tuple(scale),
+        translation=None if translation is None else tuple(translation),
+        unit=unit,
+        label=label,
+        channels=channels,
+        window=window,
+        classes=classes,
+    )
+    group = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {"ome": description.attributes(layout), KEY: ours},
+    }
+    content = _json(group)
+    with writing(target):
+        target.mkdir(exist_ok=True)
+        # The group comes first: from then on the output is ours, and `restore` can add what is missing.
+        replace(target / "zarr.json", [content])
+        for level in range(len(layout.shapes)):
+            replace(target / str(level) / "zarr.json", [_json(_array_metadata(output, level))])
+    return output
+
+
+def open_output(path: str | os.PathLike[str]) -> Output:
+    """An output of ours. Raises OutputError for anything else, FileNotFoundError where there is nothing."""
+    target = Path(path)
+    if not target.exists():
+        raise FileNotFoundError(f"{target}: there is no such output")
+    if not is_ours(target):
+        raise OutputError(f"{target} is not an output of pipeline: it has no zarr.json with a {KEY!r} attribute")
+    return Output(target, _read_group(target)["attributes"][KEY])
+
+
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether the path is an output that `create` made."""
+    try:
+        ours = _read_group(Path(path))["attributes"][KEY]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return isinstance(ours, dict) and "layout" in ours and "fill" in ours
+
+
+def remove_contents(path: str | os.PathLike[str], keep: Sequence[str] = ()) -> list[str]:
+    """Remove what we wrote in an output of ours, but for the names in `keep`; the names that are left.
+
+    The group's metadata go last, so that an interrupted removal can be repeated. The folder itself goes where
+    nothing is left. Symbolic links are removed, never followed. Raises OutputError for anything that is not ours.
+    """
+    target = Path(path)
+    output = open_output(target)
+    levels = [str(k) for k in range(len(output.layout.shapes))]
+    with writing(target):
+        for name in (*COMPANIONS, *levels, "zarr.json"):
+            if name not in keep:
+                remove(target / name)
+        left = sorted(os.listdir(target))
+        if not left and not target.is_symlink():
+            target.rmdir()
+    return left
+
+
+def _check_free(target: Path, layout: Layout, among_others: bool) -> None:
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"folder {target.parent} of the output does not exist: create it first")
+    if not os.path.lexists(target):
+        return
+    if not target.is_dir():
+        raise OutputError(f"{target} exists and is not an output of pipeline: give another name")
+    names = {n for n in os.listdir(target) if not n.endswith(PARTIAL)} - set(COMPANIONS)
+    taken = {"zarr.json", ".zgroup", ".zarray", *(str(k) for k in range(len(layout.shapes)))}
+    if names & taken or (names and not among_others):
+        some = ", ".join(sorted(names)[:3])
+        raise OutputError(f"{target} exists already and holds {some}: give another name")
+
+
+def _array_metadata(output: Output, level: int) -> dict[str, Any]:
+    """zarr.json of a level. https://zarr-specs.readthedocs.io/en/latest/v3/core/"""
+    layout = output.layout
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": list(layout.shapes[level]),
+        "data_type": layout.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(layout.shards[level])}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": output.fill.item(),
+        "codecs": codecs(output.dtype, layout.chunk),
+        "dimension_names": list(layout.axes),
+        "storage_transformers": [],
+        "attributes": {},
+    }
+
+
+def _read_group(path: Path) -> dict[str, Any]:
+    group: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())
+    return group
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False).encode()
+
+
+def _length_of(record: Record) -> int | None:
+    return None if record is None else record[0]
