@@ -1,0 +1,212 @@
+"""What a network computes, as a list of ATen operations recorded while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+UNINITIALISED = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"}
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Stands in a node's arguments for a tensor that depends on the input's values."""
+
+    value: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation; tensors among its arguments are constants (weights, tables), computed ones are `Ref`s."""
+
+    op: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[int | None, ...]
+    """Values that it makes; None for an output that is no tensor."""
+    path: str
+    """Dotted path of the module that ran it, "" for the network itself."""
+    module: str
+    """Class name of that module."""
+
+    @property
+    def name(self) -> str:
+        """The operation without its overload: "convolution"; with its namespace where that is not aten."""
+        return self.op._schema.name.removeprefix("aten::")
+
+    def bound(self) -> dict[str, Any]:
+        """All arguments by the names of the operation's schema, defaults included."""
+        bound = dict(self.kwargs)
+        for position, argument in enumerate(self.op._schema.arguments):
+            if position < len(self.args):
+                bound[argument.name] = self.args[position]
+            else:
+                bound.setdefault(argument.name, argument.default_value if argument.has_default_value() else None)
+        return bound
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The operations between input and output, in the order in which they ran. In-place operations and writes into
+    views appear as pure ones, and what only depends on sizes or weights is folded into constants."""
+
+    nodes: tuple[Node, ...]
+    shapes: dict[int, tuple[int, ...]]
+    input: int
+    output: int
+
+
+def references(tree: Any) -> list[int]:
+    """Values that the arguments refer to."""
+    return [leaf.value for leaf in tree_flatten(tree)[0] if isinstance(leaf, Ref)]
+
+
+class _Recorder(TorchDispatchMode):
+    """Records every operation that has the input or something computed from it among its arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: Any = WeakTensorKeyDictionary()
+        self.shapes: dict[int, tuple[int, ...]] = {}
+        self.nodes: list[Node] = []
+        self.stack: list[tuple[str, str]] = [("", "")]
+
+    def add(self, tensor: torch.Tensor) -> int:
+        number = len(self.shapes)
+        self.values[tensor] = number
+        self.shapes[number] = tuple(tensor.shape)
+        return number
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+
+        def refer(leaf: Any) -> Any:
+            return Ref(self.values[leaf]) if isinstance(leaf, torch.Tensor) and leaf in self.values else leaf
+
+        referred = tree_map(refer, (args, kwargs))
+        result = func(*args, **kwargs)
+        if func._schema.name.removeprefix("aten::") in UNINITIALISED and result.numel():
+            result.zero_()
+        if references(referred):
+            leaves = tree_flatten(result)[0]
+            outputs = tuple(self.add(leaf) if isinstance(leaf, torch.Tensor) else None for leaf in leaves)
+            self.nodes.append(Node(func, *referred, outputs, *self.stack[-1]))
+        return result
+
+
+@contextlib.contextmanager
+def _module_paths(module: nn.Module, stack: list[tuple[str, str]]) -> Iterator[None]:
+    """While open, the last entry of `stack` is path and class of the module that runs."""
+
+    def enter(path: str) -> Callable[..., None]:
+        return lambda m, _: stack.append((path, type(m).__name__))
+
+    def leave(*_: Any) -> None:
+        stack.pop()
+
+    handles = []
+    try:
+        for path, child in module.named_modules():
+            handles.append(child.register_forward_pre_hook(enter(path), prepend=True))
+            handles.append(child.register_forward_hook(leave))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _functional() -> Iterator[None]:
+    """While open, in-place operations reach the recorder as pure ones (slice_scatter for writes into a slice)."""
+    torch._enable_functionalization(reapply_views=True)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        torch._disable_functionalization()  # type: ignore[no-untyped-call]
+
+
+def _unwrap(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor) and torch._is_functional_tensor(leaf):  # type: ignore[no-untyped-call]
+        torch._sync(leaf)  # type: ignore[no-untyped-call]
+        return torch._from_functional_tensor(leaf)  # type: ignore[no-untyped-call]
+    return leaf
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's weights are; the CPU where it has none."""
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
+def probe(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """An input of fixed pseudo-random values in [0, 1), without touching torch's own generator."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(tuple(shape), generator=generator).to(device=device, dtype=dtype)
+
+
+def single_output(result: Any) -> torch.Tensor:
+    """The network's one output tensor.
+
+    Raises:
+        ValueError: there are several, or none.
+    """
+    tensors = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, torch.Tensor)]
+    if len(tensors) != 1:
+        names = f" ({', '.join(map(str, result))})" if isinstance(result, dict) else ""
+        raise ValueError(f"the network returns {len(tensors)} tensors{names}; choose one with output=")
+    return tensors[0]
+
+
+class CaptureError(ValueError):
+    """The network failed on an input of that size; `path` is the module in which it did."""
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+def capture(module: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> Graph:
+    """The graph of the module for one input of shape (c, y, x), from one forward pass; nothing of the module changes.
+
+    Raises:
+        CaptureError: the network fails on that input.
+        ValueError: its output is not one tensor, or does not depend on the input.
+    """
+    recorder = _Recorder()
+    buffers = [(b, b.clone()) for m in module.modules() if m.training for b in m.buffers(recurse=False)]
+    image = probe((1, *shape), dtype, device_of(module))
+    number = recorder.add(image)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _module_paths(module, recorder.stack), recorder:
+            wrapped = torch._to_functional_tensor(image)  # type: ignore[no-untyped-call]
+            with _functional():
+                result = tree_map(_unwrap, module(wrapped))
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CaptureError(text, recorder.stack[-1][0]) from error
+    finally:
+        for buffer, before in buffers:
+            buffer.data.copy_(before)
+    output = recorder.values.get(single_output(result))
+    if output is None:
+        raise ValueError("the network's output does not depend on its input")
+    return _without_dead_ends(Graph(tuple(recorder.nodes), recorder.shapes, number, output))
+
+
+def _without_dead_ends(graph: Graph) -> Graph:
+    """The graph without operations that do not lead to the output; those that steer Python code are kept."""
+    needed, kept = {graph.output}, []
+    for node in reversed(graph.nodes):
+        if needed.intersection(node.outputs) or all(value is None for value in node.outputs):
+            needed.update(references((node.args, node.kwargs)))
+            kept.append(node)
+    return Graph(tuple(reversed(kept)), graph.shapes, graph.input, graph.output)

@@ -1,0 +1,209 @@
+"""The table of operations that the analysis knows: one rule each, found by the operation's ATen name.
+
+A rule gets a `Call`, the same operation in two captures of the network at different image sizes, and returns where
+rows and columns lie in its outputs and which input rows they need. To add an operation, write its rule in the file
+where it fits (sliding, arranging, mixing) under `@rule("name")`; tests/network/test_receptive_field.py measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from pipeline.network.graph import Graph, Node, Ref
+from pipeline.network.layouts import NotLocal, Sizes, Tracked, Unknown, axes_of, broadcast, plain
+
+Outputs = Tracked | Sequence[Tracked | None]
+Rule = Callable[["Call"], Outputs]
+
+RULES: dict[str, Rule] = {}
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Enters a rule into the table under the ATen names of its operations, without overloads."""
+
+    def enter(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return enter
+
+
+def rule_of(node: Node) -> Rule | None:
+    """The rule for the operation; what PyTorch itself tags as pointwise needs no entry in the table."""
+    if found := RULES.get(node.name):
+        return found
+    if torch.Tag.nondeterministic_seeded in node.op.tags:
+        return random
+    return elementwise if torch.Tag.pointwise in node.op.tags else None
+
+
+class Lost(Exception):
+    """An argument comes from an operation after which rows and columns could not be followed."""
+
+
+class Call:
+    """One operation in two captures."""
+
+    def __init__(self, nodes: tuple[Node, Node], graphs: tuple[Graph, Graph], values: dict[int, Tracked | None]):
+        self.name = nodes[0].name
+        self.module = nodes[0].module
+        self.reasons: list[str] = []
+        self._bound = nodes[0].bound(), nodes[1].bound()
+        self._outputs = nodes[0].outputs, nodes[1].outputs
+        self._graphs = graphs
+        self._values = values
+
+    def not_local(self, reason: str) -> None:
+        """Notes that the operation sees the whole image; the rule goes on, so that all such operations are found."""
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The argument in the first capture."""
+        return self._bound[0].get(name, default)
+
+    def pair(self, name: str) -> tuple[Any, Any]:
+        """The argument in both captures."""
+        return self._bound[0].get(name), self._bound[1].get(name)
+
+    def has(self, name: str) -> bool:
+        return name in self._bound[0]
+
+    def is_tracked(self, name: str) -> bool:
+        return isinstance(self.get(name), Ref)
+
+    def follow(self, value: Any) -> Tracked:
+        """The tensor that an argument refers to.
+
+        Raises:
+            Lost: it could not be followed.
+        """
+        assert isinstance(value, Ref)
+        tracked = self._values[value.value]
+        if tracked is None:
+            raise Lost
+        return tracked
+
+    def tracked(self, name: str) -> Tracked:
+        """The tensor of that name, which depends on the image.
+
+        Raises:
+            Unknown: it is a constant.
+            Lost: it could not be followed.
+        """
+        if not self.is_tracked(name):
+            raise Unknown(f"its {name} does not depend on the image, though another argument does")
+        return self.follow(self.get(name))
+
+    def any_tensor(self, pair: tuple[Any, Any]) -> Tracked:
+        """A tensor argument; a constant has no rows, and must not have values that change from row to row."""
+        if isinstance(pair[0], Ref):
+            return self.follow(pair[0])
+        sizes = [(a, b) for a, b in zip(pair[0].shape, pair[1].shape, strict=True)]
+        return Tracked(tuple(plain(s) for s in sizes), {})
+
+    def shape(self, output: int = 0) -> list[Sizes]:
+        """Of an output, in both captures.
+
+        Raises:
+            Unknown: the captures differ in the number of dimensions.
+        """
+        shapes = [
+            graph.shapes[outputs[output]]  # type: ignore[index]
+            for graph, outputs in zip(self._graphs, self._outputs, strict=True)
+        ]
+        if len(shapes[0]) != len(shapes[1]):
+            raise Unknown("has another number of dimensions on images of another size")
+        return list(zip(*shapes, strict=True))
+
+    @property
+    def outputs(self) -> int:
+        return len(self._outputs[0])
+
+    def operands(self) -> tuple[list[Tracked], list[tuple[torch.Tensor, torch.Tensor]]]:
+        """All tensor arguments: those that depend on the image and could be followed, and the constants."""
+        first, second = (list(_tensors(bound.values())) for bound in self._bound)
+        followed = [self._values[a.value] for a in first if isinstance(a, Ref)]
+        constants = [(a, b) for a, b in zip(first, second, strict=True) if isinstance(a, torch.Tensor)]
+        return [t for t in followed if t is not None], constants
+
+    def combined(self, tracked: Sequence[Tracked], constants: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Tracked:
+        """Tensors that meet element by element; finds constants that differ from row to row."""
+        if not tracked:
+            raise Lost
+        result = broadcast(tracked)
+        ndim = max([result.ndim, *(c[0].ndim for c in constants)])
+        layout = [()] * (ndim - result.ndim) + list(result.layout)
+        for pair in constants:
+            for back in range(1, pair[0].ndim + 1):
+                sizes = pair[0].shape[-back], pair[1].shape[-back]
+                if sizes == (1, 1):
+                    continue
+                if not axes_of(layout[-back]):
+                    layout[-back] = layout[-back] or plain(sizes)
+                elif not all(_uniform(c, -back) for c in pair):
+                    self.not_local(_position_table(sizes))
+        return result.arranged(layout)
+
+
+def _tensors(arguments: Any) -> Any:
+    for argument in arguments:
+        if isinstance(argument, (Ref, torch.Tensor)):
+            yield argument
+        elif isinstance(argument, (list, tuple)):
+            yield from _tensors(argument)
+
+
+def _uniform(constant: torch.Tensor, dim: int) -> bool:
+    first = constant.narrow(dim, 0, 1)
+    return bool(((constant == first) | ((constant != constant) & (first != first))).all())
+
+
+def _position_table(sizes: Sizes) -> str:
+    if sizes[0] == sizes[1]:
+        return f"position table of fixed size ({sizes[0]})"
+    return "combines the image with values that depend on the position in it"
+
+
+@rule(
+    "_prelu_kernel", "_to_copy", "alias", "clone", "detach", "contiguous", "hardswish", "fill", "floor_divide", "rsub",
+    "log_sigmoid_forward", "rrelu_with_noise", "lift_fresh", "complex", "polar", "real", "imag", "conj", "_conj",
+    "resolve_conj", "resolve_neg", "_neg_view", "view_as", "where", "expand_as", "bucketize", "searchsorted", "masked_fill",
+    "bitwise_and", "bitwise_or", "bitwise_not", "_conj_physical", "fake_quantize_per_tensor_affine", "prelu",
+)  # fmt: skip
+def elementwise(call: Call) -> Outputs:
+    """Each element of the output is computed from the elements at the same place."""
+    result = call.combined(*call.operands())
+    return [result] * call.outputs
+
+
+@rule("zeros_like", "ones_like", "full_like", "empty_like", "zero")
+def like(call: Call) -> Outputs:
+    """As large as the argument, and independent of its values."""
+    tensor = call.tracked("self")
+    return tensor.arranged(tensor.layout, {axis: rows.independent() for axis, rows in tensor.rows.items()})
+
+
+def random(call: Call) -> Outputs:
+    raise Unknown("draws random numbers")
+
+
+@rule("native_dropout")
+def dropout(call: Call) -> Outputs:
+    if call.get("train") is not False and call.get("p") != 0:
+        return random(call)
+    return elementwise(call)
+
+
+@rule("_local_scalar_dense", "item", "is_nonzero", "equal", "_is_all_true", "_is_any_true")
+def read_in_python(call: Call) -> Outputs:
+    call.not_local("the network's Python code reads a value that depends on the image")
+    return [None] * call.outputs
+
+
+@rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")
+def sample(call: Call) -> Outputs:
+    raise NotLocal("samples the image at positions anywhere in it")

@@ -1,0 +1,255 @@
+"""Rules for operations that move along rows and columns: convolution, pooling, resizing, padding, shuffling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, Literal
+
+from pipeline.network.layouts import NotLocal, Sizes, Tracked, Unknown, plain
+from pipeline.network.operations import Call, Outputs, rule
+from pipeline.network.relations import SAME, Pad, Relation, Resample, Transposed, Window, block, repeat
+
+
+def each(value: Any, count: int) -> list[int]:
+    """One number per dimension, from one number, one for all, or as many."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * count if len(values) == 1 else values
+
+
+def last(tensor: Tracked, count: int) -> range:
+    """The last `count` dimensions."""
+    return range(tensor.ndim - count, tensor.ndim)
+
+
+def same_size_in_both(call: Call, name: str) -> None:
+    """Finds a kernel, or another number, that follows the image's size.
+
+    Raises:
+        NotLocal: it does.
+    """
+    first, second = call.pair(name)
+    if first != second:
+        raise NotLocal(f"its {name.replace('_', ' ')} depends on the image's size")
+
+
+@rule("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution", "conv2d")
+def convolution(call: Call) -> Outputs:
+    image = call.tracked("input")
+    if image.axes([1]):
+        call.not_local("sums over all rows or columns")
+    weights = call.pair("weight")
+    if call.is_tracked("weight"):
+        kernel = [n for n, _ in call.tracked("weight").sizes]
+        if call.tracked("weight").rows:
+            raise Unknown("its weights depend on rows and columns of the image")
+    else:
+        kernel = list(weights[0].shape)
+        if weights[0].shape != weights[1].shape:
+            raise NotLocal("its kernel depends on the image's size")
+    count = len(kernel) - 2
+    for name in ("stride", "padding", "dilation"):
+        same_size_in_both(call, name)
+    stride, padding, dilation = (each(call.get(n), count) for n in ("stride", "padding", "dilation"))
+    kind = Transposed if call.get("transposed") else Window
+    relations: dict[int, Relation] = {
+        dim: kind(kernel[2 + i], stride[i], dilation[i], padding[i]) for i, dim in enumerate(last(image, count))
+    }
+    shape = call.shape()
+    moved = image.moved(relations, shape)
+    return moved.arranged([moved.layout[0], plain(shape[1]), *moved.layout[2:]])
+
+
+@rule(
+    "max_pool2d_with_indices", "max_pool2d", "max_pool1d", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d",
+    "avg_pool3d", "mkldnn_max_pool2d",
+)  # fmt: skip
+def pool(call: Call) -> Outputs:
+    image = call.tracked("self")
+    count = next(n for n in (1, 2, 3) if f"{n}d" in call.name)
+    sizes, dims = image.sizes, last(image, count)
+    kernel = each(call.get("kernel_size"), count)
+    if call.pair("kernel_size")[0] != call.pair("kernel_size")[1]:
+        raise NotLocal("global pooling: its kernel is as large as the image")
+    for name in ("stride", "padding", "dilation"):
+        same_size_in_both(call, name)
+    stride = each(call.get("stride") or kernel, count)
+    padding = each(call.get("padding", 0), count)
+    dilation = each(call.get("dilation") or 1, count)
+    relations: dict[int, Relation] = {
+        dim: Window(kernel[i], stride[i], dilation[i], padding[i]) for i, dim in enumerate(dims)
+    }
+    result = image.moved(relations, call.shape())
+    if call.outputs == 1:
+        return result
+    back: dict[str, Relation] = {
+        next(iter(image.axes([dim]))): Transposed(kernel[i], stride[i], dilation[i], padding[i])
+        for i, dim in enumerate(dims)
+        if image.axes([dim])
+    }
+    del sizes
+    return [result, Tracked(result.layout, result.rows, pooled=back)]
+
+
+@rule("adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+def adaptive_pool(call: Call) -> Outputs:
+    image = call.tracked("self")
+    shape = call.shape()
+    relations: dict[int, Relation] = {}
+    for dim in last(image, len(call.get("output_size"))):
+        given, wanted = image.sizes[dim], shape[dim]
+        if given == wanted:
+            relations[dim] = SAME
+        elif wanted[0] == wanted[1]:
+            raise NotLocal(f"pools the whole image to a fixed size ({wanted[0]})")
+        else:
+            relations[dim] = Resample(_ratio(given, wanted), "cells")
+    result = image.moved(relations, shape)
+    return [result] * call.outputs
+
+
+@rule("max_unpool2d")
+def unpool(call: Call) -> Outputs:
+    image, indices = call.tracked("self"), call.tracked("indices")
+    if indices.pooled is None:
+        raise Unknown("its indices do not come straight from a pooling")
+    shape = call.shape()
+    relations = {
+        dim: indices.pooled[axis]
+        for dim in last(image, 2)
+        for axis in image.axes([dim])
+        if axis in indices.pooled
+    }
+    return call.combined([image.moved(relations, shape), indices.moved(relations, shape)], [])
+
+
+KINDS: dict[str, Literal["nearest", "exact", "linear", "cubic"]] = {
+    "nearest": "nearest", "_nearest_exact": "exact", "linear": "linear", "bilinear": "linear", "trilinear": "linear",
+    "bicubic": "cubic",
+}  # fmt: skip
+
+
+@rule(*(f"upsample_{kind}" for kind in (
+    "nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d",
+)), *(f"_upsample_nearest_exact{n}d" for n in (1, 2, 3)), "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")  # fmt: skip
+def resize(call: Call) -> Outputs:
+    image, shape = call.tracked("input" if call.has("input") else "self"), call.shape()
+    stem = call.name.removesuffix("_aa").removeprefix("_").removeprefix("upsample_")
+    kind: Any = KINDS["_nearest_exact" if stem.startswith("nearest_exact") else stem[:-2]]
+    if call.name.endswith("_aa"):
+        kind = {"linear": "area2", "cubic": "area4"}[kind]
+    count = int(stem[-2])
+    scales = [call.get(n) for n in (["scales"] if count == 1 else ["scales_d", "scales_h", "scales_w"][-count:])]
+    relations: dict[int, Relation] = {}
+    for dim, factor in zip(last(image, count), scales, strict=True):
+        given, wanted = image.sizes[dim], shape[dim]
+        if given == wanted or not image.axes([dim]):
+            relations[dim] = SAME
+        elif call.get("align_corners"):
+            raise NotLocal("align_corners=True stretches the image by a ratio that depends on its size")
+        else:
+            relations[dim] = Resample(_ratio(given, wanted, factor), kind)
+    return image.moved(relations, shape)
+
+
+def _ratio(given: Sizes, wanted: Sizes, factor: float | None = None) -> Fraction:
+    """Input rows per output row.
+
+    Raises:
+        NotLocal: the ratio depends on the image's size.
+    """
+    ratios = {Fraction(a, b) for a, b in zip(given, wanted, strict=True)}
+    if len(ratios) == 1:
+        return ratios.pop()
+    if wanted[0] == wanted[1]:
+        raise NotLocal(f"resizes to a fixed size ({wanted[0]})")
+    if factor:
+        near = Fraction(factor).limit_denominator(64)
+        if abs(near - Fraction(factor)) < Fraction(1, 10**6):
+            return 1 / near
+    raise NotLocal("resizes by a ratio that depends on the image's size")
+
+
+@rule(
+    "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d",
+    "replication_pad2d", "replication_pad3d",
+)  # fmt: skip
+def pad(call: Call) -> Outputs:
+    image = call.tracked("self")
+    first, second = call.pair("pad" if call.has("pad") else "padding")
+    mode: Any = {"constant": "constant", "reflecti": "reflect", "replicat": "replicate"}[call.name[:8]]
+    relations: dict[int, Relation] = {}
+    for i in range(len(first) // 2):
+        dim = image.ndim - 1 - i
+        if image.axes([dim]) and first[2 * i : 2 * i + 2] != second[2 * i : 2 * i + 2]:
+            raise NotLocal("pads by an amount that depends on the image's size")
+        relations[dim] = Pad(first[2 * i], mode)
+    return image.moved(relations, call.shape())
+
+
+@rule("pixel_shuffle", "pixel_unshuffle")
+def shuffle(call: Call) -> Outputs:
+    image, shape = call.tracked("self"), call.shape()
+    if image.axes([-3]):
+        raise Unknown("shuffles rows or columns that lie in the channels")
+    relation: Relation
+    relation = repeat(call.get("upscale_factor")) if call.name == "pixel_shuffle" else block(call.get("downscale_factor"))
+    moved = image.moved({dim: relation for dim in last(image, 2)}, shape)
+    return moved.arranged([*moved.layout[:-3], plain(shape[-3]), *moved.layout[-2:]])
+
+
+@rule("im2col")
+def windows(call: Call) -> Outputs:
+    """Windows as columns: (n, c, y, x) -> (n, c * kernel, windows)."""
+    image, shape = call.tracked("self"), call.shape()
+    kernel, stride, dilation, padding = (
+        each(call.get(n), 2) for n in ("kernel_size", "stride", "dilation", "padding")
+    )
+    relations: dict[int, Relation] = {
+        dim: Window(kernel[i], stride[i], dilation[i], padding[i]) for i, dim in enumerate(last(image, 2))
+    }
+    counts: list[Sizes] = []
+    for i, dim in enumerate(last(image, 2)):
+        reach = dilation[i] * (kernel[i] - 1) + 1
+        rows, other = ((n + 2 * padding[i] - reach) // stride[i] + 1 for n in image.sizes[dim])
+        counts.append((rows, other))
+    moved = image.moved(relations, [*image.sizes[:-2], *counts])
+    return moved.arranged([*moved.layout[:-3], plain(shape[-2]), moved.layout[-2] + moved.layout[-1]])
+
+
+@rule("col2im")
+def unwindows(call: Call) -> Outputs:
+    """The sum of windows that were taken apart: (n, c * kernel, windows) -> (n, c, y, x)."""
+    columns, shape = call.tracked("self"), call.shape()
+    kernel, stride, dilation, padding = (
+        each(call.get(n), 2) for n in ("kernel_size", "stride", "dilation", "padding")
+    )
+    if columns.axes(range(columns.ndim - 1)) or [f.axis for f in columns.layout[-1]] != ["y", "x"]:
+        raise Unknown("its windows are not in row-major order")
+    image = columns.arranged([*columns.layout[:-1], *((factor,) for factor in columns.layout[-1])])
+    relations: dict[int, Relation] = {
+        dim: Transposed(kernel[i], stride[i], dilation[i], padding[i]) for i, dim in enumerate(last(image, 2))
+    }
+    moved = image.moved(relations, shape)
+    return moved.arranged([*moved.layout[:-3], plain(shape[-3]), *moved.layout[-2:]])
+
+
+@rule("unfold")
+def unfold(call: Call) -> Outputs:
+    """Windows along one dimension, each laid out in a new last one."""
+    image, shape = call.tracked("self"), call.shape()
+    same_size_in_both(call, "size")
+    dim = call.get("dimension") % image.ndim
+    moved = image.moved({dim: Window(call.get("size"), call.get("step"))}, shape)
+    return moved.arranged([*moved.layout, plain(shape[-1])])
+
+
+def placed(start: Sequence[int], step: int) -> Transposed:
+    """Row j is put at row start + j * step.
+
+    Raises:
+        NotLocal: where it is put depends on the image's size.
+    """
+    if start[0] != start[1]:
+        raise NotLocal("counts rows or columns from the far edge of the image (circular padding does)")
+    return Transposed(1, step, 1, -start[0])
