@@ -1,0 +1,330 @@
+"""Rules for operations that move elements about unchanged: views, slices, joins, gathers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pipeline.network.layouts import Dimension, NotLocal, Tracked, Unknown, broadcast, plain, reshape, size
+from pipeline.network.operations import Call, Outputs, rule
+from pipeline.network.relations import Pad, Relation, Window, repeat
+from pipeline.network.sliding import placed
+
+FAR_EDGE = "counts rows or columns from the far edge of the image (circular padding does)"
+
+
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")
+def view(call: Call) -> Outputs:
+    return reshape(call.tracked("self"), call.shape())
+
+
+@rule("permute", "permute_copy")
+def permute(call: Call) -> Outputs:
+    image = call.tracked("self")
+    return image.arranged([image.layout[d] for d in call.get("dims")])
+
+
+@rule("transpose", "transpose_copy", "t", "numpy_T", "mT")
+def transpose(call: Call) -> Outputs:
+    image = call.tracked("self")
+    layout = list(image.layout)
+    a, b = (call.get("dim0"), call.get("dim1")) if call.name.startswith("transpose") else (0, -1)
+    layout[a], layout[b] = layout[b], layout[a]
+    return image.arranged(layout)
+
+
+@rule("unsqueeze", "unsqueeze_copy")
+def unsqueeze(call: Call) -> Outputs:
+    image = call.tracked("self")
+    layout = list(image.layout)
+    layout.insert(call.get("dim") % (image.ndim + 1), ())
+    return image.arranged(layout)
+
+
+@rule("squeeze", "squeeze_copy")
+def squeeze(call: Call) -> Outputs:
+    image = call.tracked("self")
+    dims = call.get("dim", range(image.ndim))
+    gone = {d % image.ndim for d in ([dims] if isinstance(dims, int) else dims)}
+    return image.arranged([d for i, d in enumerate(image.layout) if i not in gone or size(d) != (1, 1)])
+
+
+@rule("expand", "expand_copy")
+def expand(call: Call) -> Outputs:
+    image, shape = call.tracked("self"), call.shape()
+    layout: list[Dimension] = [()] * (len(shape) - image.ndim) + list(image.layout)
+    return image.arranged([d or plain(s) for d, s in zip(layout, shape, strict=True)])
+
+
+@rule("repeat")
+def tile(call: Call) -> Outputs:
+    image, shape = call.tracked("self"), call.shape()
+    layout: list[Dimension] = [()] * (len(shape) - image.ndim) + list(image.layout)
+    repeated = Tracked(tuple(layout), image.rows)
+    times = call.get("repeats")
+    if repeated.axes(d for d, n in enumerate(times) if n != 1):
+        raise NotLocal("repeats the whole image")
+    return repeated.arranged([d if n == 1 else plain(s) for d, n, s in zip(layout, times, shape, strict=True)])
+
+
+@rule("diagonal", "tril", "triu", "as_strided", "as_strided_scatter", "diagonal_scatter", "rot90")
+def scattered(call: Call) -> Outputs:
+    for tensor in call.operands()[0]:
+        if tensor.rows:
+            raise Unknown("its elements' places cannot be followed")
+    raise Unknown("its dimensions cannot be followed")
+
+
+def _start(call: Call, name: str, sizes: tuple[int, int]) -> tuple[int, int]:
+    """Where a slice begins, in both captures, counted from the first row."""
+    starts = [0 if s is None else int(s) for s in call.pair(name)]
+    first, second = (min(max(0, s + n if s < 0 else s), n) for s, n in zip(starts, sizes, strict=True))
+    return first, second
+
+
+@rule("slice", "slice_copy", "narrow")
+def cut(call: Call) -> Outputs:
+    image, shape = call.tracked("self"), call.shape()
+    dim = call.get("dim") % image.ndim
+    if image.sizes[dim] == shape[dim]:
+        return image
+    if not image.axes([dim]):
+        return image.arranged([*image.layout[:dim], plain(shape[dim]), *image.layout[dim + 1 :]])
+    start = _start(call, "start", image.sizes[dim])
+    if start[0] != start[1]:
+        call.not_local(FAR_EDGE)
+    elif shape[dim][0] == shape[dim][1]:
+        call.not_local(f"takes {shape[dim][0]} rows or columns at a fixed place of the image")
+    return image.moved({dim: Window(1, call.get("step") or 1, 1, -start[0])}, shape)
+
+
+@rule("select", "select_copy")
+def select(call: Call) -> Outputs:
+    image = call.tracked("self")
+    dim = call.get("dim") % image.ndim
+    if image.axes([dim]):
+        call.not_local("takes a row or column at a fixed place of the image")
+    return image.without([dim], keep=False)
+
+
+@rule("unbind", "unbind_copy")
+def unbind(call: Call) -> Outputs:
+    image = call.tracked("self")
+    dim = call.get("dim") % image.ndim
+    if image.axes([dim]):
+        raise NotLocal("takes the image apart into single rows or columns")
+    return [image.without([dim], keep=False)] * call.outputs
+
+
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "split_copy", "split_with_sizes_copy")
+def split(call: Call) -> Outputs:
+    image = call.tracked("self")
+    dim = call.get("dim") % image.ndim
+    if image.axes([dim]):
+        raise NotLocal("takes the image apart into parts of a fixed size, or into a fixed number of them")
+    parts = [call.shape(i)[dim] for i in range(call.outputs)]
+    return [image.arranged([*image.layout[:dim], plain(p), *image.layout[dim + 1 :]]) for p in parts]
+
+
+@rule("cat", "concatenate")
+def cat(call: Call) -> Outputs:
+    shape, pairs = call.shape(), list(zip(*call.pair("tensors"), strict=True))
+    pairs = [p for p in pairs if not (isinstance(p[0], torch.Tensor) and p[0].numel() == 0)]
+    dim = call.get("dim") % len(shape)
+    tracked = [call.any_tensor(p) for p in pairs if not isinstance(p[0], torch.Tensor)]
+    constants = [p for p in pairs if isinstance(p[0], torch.Tensor)]
+    if any(t.axes([dim]) for t in tracked):
+        return _cat_rows(call, pairs, dim)
+    blank = [t.without([dim], keep=True) for t in tracked]
+    result = call.combined(blank, [(a.narrow(dim, 0, 1), b.narrow(dim, 0, 1)) for a, b in constants])
+    for a, b in constants:  # each of its channels must be the same everywhere
+        call.combined(blank, [(a.movedim(dim, 0)[i : i + 1].movedim(0, dim), b.movedim(dim, 0)[i : i + 1].movedim(0, dim))
+                              for i in range(min(a.shape[dim], b.shape[dim]))])  # fmt: skip
+    return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
+
+
+def _cat_rows(call: Call, pairs: list[tuple[Any, Any]], dim: int) -> Tracked:
+    """Constant rows before or after the image's: padding by hand."""
+    before, image = 0, None
+    for a, b in pairs:
+        if not isinstance(a, torch.Tensor):
+            if image is not None:
+                raise Unknown("joins rows or columns of several tensors")
+            image = call.any_tensor((a, b))
+        elif a.shape[dim] != b.shape[dim]:
+            raise NotLocal("pads by an amount that depends on the image's size")
+        elif image is None:
+            before += a.shape[dim]
+    assert image is not None
+    constants = [p for p in pairs if isinstance(p[0], torch.Tensor)]
+    moved = image.moved({dim: Pad(before)}, call.shape())
+    call.combined([moved.without([dim], keep=True)], [(a.narrow(dim, 0, 1), b.narrow(dim, 0, 1)) for a, b in constants])
+    return moved
+
+
+@rule("stack")
+def stack(call: Call) -> Outputs:
+    shape = call.shape()
+    dim = call.get("dim") % len(shape)
+    result = call.combined(*call.operands())
+    return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim:]])
+
+
+@rule("copy")
+def overwrite(call: Call) -> Outputs:
+    """All of `self` is replaced by `src`."""
+    if call.is_tracked("src"):
+        shape, source = call.shape(), call.tracked("src")
+        layout: list[Dimension] = [()] * (len(shape) - source.ndim) + list(source.layout)
+        base = [call.tracked("self")] if call.is_tracked("self") else []
+        base = [t.arranged(t.layout, {axis: r.independent() for axis, r in t.rows.items()}) for t in base]
+        result = broadcast([source, *base])
+        return result.arranged([d or plain(s) for d, s in zip(result.layout, shape, strict=True)])
+    image = call.tracked("self")
+    blank = image.arranged(image.layout, {axis: rows.independent() for axis, rows in image.rows.items()})
+    return call.combined([blank], call.operands()[1])
+
+
+@rule("slice_scatter")
+def write_slice(call: Call) -> Outputs:
+    """`self` with some of its rows, columns or channels replaced by `src`."""
+    shape, ends = call.shape(), call.pair("src")
+    dim = call.get("dim") % len(shape)
+    source = call.any_tensor(ends)
+    base = call.any_tensor(call.pair("self"))
+    if source.sizes[dim] == shape[dim]:
+        return source if call.is_tracked("src") else overwrite_all(call, base)
+    tracked = [t for t, name in ((base, "self"), (source, "src")) if call.is_tracked(name)]
+    if not any(t.axes([dim]) for t in tracked):
+        constants = [call.pair(n) for n in ("self", "src") if not call.is_tracked(n)]
+        blank = [t.without([dim], keep=True) for t in tracked]
+        for pair in constants:
+            slices = zip(*(c.split(1, dim) for c in pair), strict=False)
+            call.combined(blank, list(slices))
+        result = broadcast(blank)
+        return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
+    step = call.get("step") or 1
+    relation = placed(_start(call, "start", shape[dim]), step)
+    if (source.sizes[dim][1] - source.sizes[dim][0]) * step != shape[dim][1] - shape[dim][0]:
+        raise NotLocal("writes to a fixed place of the image, or to a fixed part of it")
+    parts = [source.moved({dim: relation}, shape)] if call.is_tracked("src") else []
+    parts += [base] if call.is_tracked("self") else []
+    return call.combined(parts, [call.pair("self")] if not call.is_tracked("self") else [])
+
+
+def overwrite_all(call: Call, base: Tracked) -> Tracked:
+    blank = base.arranged(base.layout, {axis: rows.independent() for axis, rows in base.rows.items()})
+    return call.combined([blank], [call.pair("src")])
+
+
+@rule("select_scatter")
+def write_one(call: Call) -> Outputs:
+    shape = call.shape()
+    dim = call.get("dim") % len(shape)
+    tracked, constants = [], []
+    for name in ("self", "src"):
+        if call.is_tracked(name):
+            tensor = call.tracked(name)
+            if name == "src":
+                tensor = tensor.arranged([*tensor.layout[:dim], (), *tensor.layout[dim:]])
+            elif tensor.axes([dim]):
+                raise NotLocal("writes to a fixed place of the image")
+            tracked.append(tensor.without([dim], keep=True))
+        elif name == "src":
+            constants.append(tuple(c.unsqueeze(dim) if c.ndim else c for c in call.pair(name)))
+        else:
+            constants += list(zip(*(c.split(1, dim) for c in call.pair(name)), strict=False))
+    result = call.combined(tracked, constants)  # type: ignore[arg-type]
+    return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
+
+
+@rule("index_put")
+def write_masked(call: Call) -> Outputs:
+    """x[mask] = value, for a mask of the same shape and one value."""
+    indices, values = call.get("indices"), call.get("values")
+    single = isinstance(values, torch.Tensor) and values.numel() == 1
+    if len(indices) == 1 and single:
+        mask = call.any_tensor((indices[0], call.pair("indices")[1][0]))
+        if mask.sizes == call.shape():
+            tracked, constants = call.operands()
+            return call.combined(tracked, [c for c in constants if c[0].ndim == mask.ndim])
+    raise Unknown("writes to computed positions")
+
+
+@rule("index", "index_select")
+def index(call: Call) -> Outputs:
+    """Elements at constant positions of one dimension."""
+    image, shape = call.tracked("self"), call.shape()
+    if call.name == "index_select":
+        at = {call.get("dim") % image.ndim: call.pair("index")}
+    else:
+        first, second = call.pair("indices")
+        at = {d: (a, b) for d, (a, b) in enumerate(zip(first, second, strict=True)) if a is not None}
+    if any(not isinstance(a, torch.Tensor) or a.dtype in (torch.bool, torch.uint8) for a, _ in at.values()):
+        raise Unknown("reads computed positions")
+    lines = [{d for d, n in enumerate(a.shape) if n > 1} for a, _ in at.values()]
+    if len(at) > 1 and _outer(lines) and list(at) == list(range(min(at), max(at) + 1)):
+        tensor = image
+        for dim, (a, b) in at.items():
+            tensor = _pick(tensor, dim, (a.flatten(), b.flatten()))
+        return tensor
+    if len(at) > 1:
+        raise Unknown("reads positions of several dimensions at once")
+    ((dim, (a, b)),) = at.items()
+    if a.ndim > 1 and image.axes([dim]):
+        raise Unknown("reads rows or columns at several places at once")
+    picked = _pick(image, dim, (a.flatten(), b.flatten()))
+    extra = shape[dim : dim + a.ndim]
+    middle = [picked.layout[dim]] if a.ndim == 1 else [plain(s) for s in extra]
+    return picked.arranged([*picked.layout[:dim], *middle, *picked.layout[dim + 1 :]])
+
+
+def _outer(lines: list[set[int]]) -> bool:
+    """Each index runs along a dimension of its own, in order: rows times columns."""
+    return all(len(line) == 1 for line in lines) and lines == sorted(lines, key=min) and len(set().union(*lines)) == len(lines)
+
+
+def _pick(image: Tracked, dim: int, positions: tuple[torch.Tensor, torch.Tensor]) -> Tracked:
+    """Rows at constant positions: all that follow one another, every n-th, or each several times."""
+    shape = list(image.sizes)
+    shape[dim] = len(positions[0]), len(positions[1])
+    if not image.axes([dim]):
+        return image.arranged([*image.layout[:dim], plain(shape[dim]), *image.layout[dim + 1 :]])
+    rows = [p.tolist() for p in positions]
+    for relation in _guesses(rows[0]):
+        if all(_positions(relation, len(r)) == r for r in rows):
+            return image.moved({dim: relation}, shape)
+    raise NotLocal("reads rows or columns at given places of the image")
+
+
+def _guesses(rows: list[int]) -> list[Relation]:
+    step = rows[1] - rows[0] if len(rows) > 1 else 1
+    times = rows.count(rows[0]) if rows else 1
+    return [Window(1, step, 1, -rows[0]) if rows and step > 0 else Window(), repeat(times)]
+
+
+def _positions(relation: Relation, count: int) -> list[int]:
+    if isinstance(relation, Window):
+        return [o * relation.stride - relation.before for o in range(count)]
+    return [o // relation.rate.numerator for o in range(count)]
+
+
+@rule("gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce")
+def gather(call: Call) -> Outputs:
+    """Elements picked by computed numbers along one dimension, at the same place of all others."""
+    shape = call.shape()
+    dim = call.get("dim") % len(shape)
+    tracked, constants = call.operands()
+    if any(t.axes([dim]) for t in tracked):
+        raise Unknown("reads or writes computed rows or columns")
+    blank = [t.without([dim], keep=True) for t in tracked]
+    slices = [s for pair in constants for s in zip(*(c.split(1, dim) if c.ndim else [c] for c in pair), strict=False)]
+    result = call.combined(blank, slices)
+    return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
+
+
+@rule("embedding")
+def embedding(call: Call) -> Outputs:
+    indices = call.tracked("indices")
+    return indices.arranged([*indices.layout, plain(call.shape()[-1])])
