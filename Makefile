@@ -1,0 +1,72 @@
+# `make demo` and `make test` need nothing but Python >= 3.11 and make. PYTHON=python3.12 chooses the interpreter.
+
+PYTHON ?= $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 python,$(if $(shell $(name) -c '$(RECENT)' 2>/dev/null && echo yes),$(name))) python3)
+RECENT := import sys; sys.exit(sys.version_info < (3, 11))
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# Two pytest processes share the cores; threads within them would only get in each other's way.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test lint bench clean
+
+help:
+	@echo 'make demo    install into $(VENV), draw an 8192 x 8192 slide, predict its nuclei, verify the result'
+	@echo 'make test    everything that must pass: lint, types, tests, coverage'
+	@echo 'make lint    ruff and mypy only'
+	@echo 'make bench   measure memory and speed again (minutes)'
+	@echo 'make venv    only install, for development'
+	@echo 'make clean   remove what the others made, $(VENV) too'
+
+$(VENV)/python.stamp:
+	@$(PYTHON) -c '$(RECENT)' 2>/dev/null || { echo "error: $(PYTHON) is not Python 3.11 or newer; name one that is: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The first import reads the libraries from disk once, which can take minutes on a cold machine: better here than in
+# the middle of a run or a test with a time limit.
+WARM := $(PY) -c 'import torch, zarr, dask.array, tifffile, imagecodecs'
+
+$(VENV)/package.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV) (a few minutes the first time) ...'
+	@$(PIP) -e .
+	@$(WARM) || $(WARM)
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
+	@echo 'Installing into $(VENV) (a few minutes the first time) ...'
+	@$(PIP) -e '.[dev]'
+	@$(WARM) || $(WARM)
+	@touch $@ $(VENV)/package.stamp
+
+venv: $(VENV)/dev.stamp
+
+big.tif: | $(VENV)/package.stamp
+	$(PY) benchmarks/draw.py $@
+
+demo: $(VENV)/package.stamp big.tif
+	$(PY) -m pipeline.infer big.tif
+	$(PY) -m pipeline.verify big.zarr
+	@echo
+	@echo 'Look at big.preview.png: the slide, and the nuclei found in it with the tiles that they were found in.'
+	@echo 'The mask itself is big.zarr (OME-Zarr, level "0" the finest): 1 is nucleus.'
+	@echo 'Next, an image of your own:  $(PY) -m pipeline.infer IMAGE     and all commands:  $(PY) -m pipeline'
+
+lint: $(VENV)/dev.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: lint
+	@$(WARM) || $(WARM)
+	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=90
+
+bench: $(VENV)/dev.stamp
+	$(PY) benchmarks/cost.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf big.tif big.zarr big.preview.png
+	find . -name __pycache__ -prune -exec rm -rf {} +
