@@ -118,7 +118,7 @@ def _load(source: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
         raise ValueError(f"{name}: not a network: give a .pt2 of torch.export, a network folder or a built-in's name")
     from pipeline.network.pt2 import read_pt2
 
-    return read_pt2(path), {"name": path.stem}
+    return read_pt2(path)
 
 
 def _completed(

@@ -27,7 +27,7 @@ class Prepared(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         result = self.network(self.normalise(x))
-        tensor: Tensor = result if self.output is None else _entries(result)[self.output]
+        tensor: Tensor = result if self.output is None else tensors_of(result)[self.output]
         return tensor
 
 
@@ -73,8 +73,8 @@ def prepare(
     """
     result = None if channels is None else try_shapes(module, channels)
     if result is not None and not isinstance(result, Tensor):
-        output = _choose(_entries(result), output)
-        result = _entries(result)[output]
+        output = _choose(tensors_of(result), output)
+        result = tensors_of(result)[output]
     elif result is not None:
         output = None
     if normalise or output is not None:
@@ -95,7 +95,7 @@ def try_shapes(module: nn.Module, channels: int) -> Any:
     return None
 
 
-def _entries(result: Any) -> dict[str | int, Tensor]:
+def tensors_of(result: Any) -> dict[str | int, Tensor]:
     """The tensors of a dict, a dataclass or a sequence, by their keys."""
     if isinstance(result, list | tuple) and not hasattr(result, "_fields"):
         pairs: Any = enumerate(result)

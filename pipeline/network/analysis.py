@@ -1,0 +1,109 @@
+"""Follows rows and columns of the image through a network's graph, operation by operation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline.network import arranging, mixing, sliding  # noqa: F401  (they fill the table of operations)
+from pipeline.network.graph import Graph, Node, references
+from pipeline.network.layouts import AXES, Dimension, Factor, NotLocal, Rows, Sizes, Tracked, Unknown, axes_of, plain
+from pipeline.network.operations import Call, Lost, Outputs, rule_of
+
+
+@dataclass
+class Analysis:
+    """Where rows and columns of the image went in two captures of a network."""
+
+    image: dict[str, Rows]
+    output: Tracked | None = None
+    """None where it could not be followed to the end."""
+    everything: list[Rows] = field(default_factory=list)
+    not_local: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+
+def same_operations(first: Graph, second: Graph) -> str | None:
+    """None where both captures ran the same operations, else the first that differs."""
+    for a, b in zip(first.nodes, second.nodes, strict=False):
+        if a.op is not b.op:
+            return _label(a)
+    if len(first.nodes) != len(second.nodes):
+        longer = max((first, second), key=lambda g: len(g.nodes))
+        return _label(longer.nodes[min(len(first.nodes), len(second.nodes))])
+    return None
+
+
+def _label(node: Node) -> str:
+    return f"{node.path or 'network'}: {node.name}"
+
+
+def analyse(first: Graph, second: Graph) -> Analysis:
+    """Follows two captures that ran the same operations, from images of different height and width.
+
+    The same capture twice is for networks that accept one size only: what grows with the image is not known then.
+    """
+    batch, channels, *image = (tuple(s) for s in zip(first.shapes[first.input], second.shapes[second.input], strict=True))
+    rows = {axis: Rows((sizes[0], sizes[1]), rate=ONE) for axis, sizes in zip(AXES, image, strict=True)}
+    layout: list[Dimension] = [plain((1, 1)), plain((channels[0], channels[1]))]
+    layout += [(Factor(axis, rows[axis].sizes),) for axis in AXES]
+    del batch
+    analysis = Analysis(rows)
+    values: dict[int, Tracked | None] = {first.input: Tracked(tuple(layout), dict(rows))}
+    seen: set[Rows] = set(rows.values())
+    for nodes in zip(first.nodes, second.nodes, strict=True):
+        call = Call(nodes, (first, second), values)
+        results = _apply(nodes[0], call, values, analysis)
+        for value, result in zip(nodes[0].outputs, results, strict=True):
+            if value is not None:
+                values[value] = result
+        if not _all_follow(results, seen) and first is not second:
+            call.not_local("its size does not follow the image's size")
+        analysis.not_local += [f"{_label(nodes[0])}: {reason}" for reason in call.reasons]
+    analysis.output = values[first.output]
+    analysis.everything = list(seen)
+    return analysis
+
+
+def _apply(node: Node, call: Call, values: dict[int, Tracked | None], analysis: Analysis) -> list[Tracked | None]:
+    """The operation's results by its rule, or a guess after one that is not local or not known, to find others."""
+    rule = rule_of(node)
+    try:
+        if rule is None:
+            raise Unknown("the analysis does not know this operation")
+        results: Outputs = rule(call)
+        return [results] if isinstance(results, Tracked) else list(results)
+    except Lost:
+        return [None] * len(node.outputs)
+    except NotLocal as reason:
+        call.not_local(str(reason))
+    except Unknown as reason:
+        if any(values[v] is None for v in references((node.args, node.kwargs))):
+            return [None] * len(node.outputs)
+        analysis.unknown.append(f"{_label(node)}: {reason}")
+    operands, _ = call.operands()
+    return [_guess(call, i, operands) if v is not None else None for i, v in enumerate(node.outputs)]
+
+
+def _guess(call: Call, output: int, operands: list[Tracked]) -> Tracked | None:
+    """A result laid out like the first operand, with as many rows as it has; None where it has other dimensions."""
+    try:
+        shape = call.shape(output)
+    except Unknown:
+        return None
+    like = next((t for t in operands if t.ndim == len(shape)), None)
+    if like is None:
+        return None
+    layout: list[Dimension] = []
+    rows: dict[str, Rows] = {}
+    for dimension, sizes in zip(like.layout, shape, strict=True):
+        axes = axes_of(dimension)
+        if len(axes) == 1 and sizes != (1, 1) and len(dimension) == 1:
+            axis = dimension[0].axis
+            same = like.rows[axis].sizes == sizes
+            rows[axis] = like.rows[axis] if same else Rows(sizes, rate=_nominal(like.rows[axis], sizes))
+            layout.append((Factor(axis, sizes),))
+        elif axes and sizes == _sizes(dimension):
+            layout.append(dimension)
+        else:
+            layout.append(plain(sizes))
+    return like.arranged(layout, rows)

@@ -1,0 +1,273 @@
+"""From an image, a network and options to a plan: what is checked and refused before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.config import Options
+from pipeline.network.loading import Network
+from pipeline.network.receptive_field import fails_at, forward_bytes, least_size, receptive_field
+from pipeline.storage.image import Image
+from pipeline.tiling.geometry import ReceptiveField
+from pipeline.tiling.grid import Grid, Layout, build_layout
+from pipeline.tiling.plan import Plan, check_core, choose_core
+from pipeline.worker import DTYPES, prepared
+
+INTERPRETER = 300_000_000
+"""Bytes that a worker's interpreter and libraries take before it does anything."""
+WINDOW = 512
+"""Side of the windows of --mode blend where none is asked for."""
+CACHE_SHARE = 8
+"""A worker's cache of decoded source chunks gets one part in this many of its memory, at most CACHE_BYTES."""
+CACHE_BYTES = 64_000_000
+
+
+class Analysis:
+    """A network with everything that is derived from it once, for any number of images."""
+
+    def __init__(self, network: Network, options: Options) -> None:
+        self.network, self.options = network, options
+        self.device = pick_device(options.device)
+        if network.channels is None:
+            raise ValueError(
+                f"network {network.name}: the number of channels it takes cannot be told from it; "
+                "give it a network folder's card (network.json) with channels"
+            )
+        self.channels = network.channels
+        self.field = self._field()
+        self.classes = self._classes()
+
+    def _field(self) -> ReceptiveField:
+        derived = receptive_field(self.network.module, self.channels, reach=self.options.reach)
+        if self.options.mode != "blend" and not derived.is_local:
+            raise ValueError(
+                f"network {self.network.name} is not local, so no tiling can equal its whole-image pass: "
+                + "; ".join(derived.nonlocal_operations)
+                + " (--mode blend gives an approximation)"
+            )
+        return derived
+
+    def _classes(self) -> int:
+        """Channels of the network's output, from a run on its least input."""
+        side = least_size(self.network.module, self.channels, self.field)
+        with torch.inference_mode():
+            return int(self.network.module(torch.zeros(1, self.channels, *side)).shape[1])
+
+    def needs(self, image: Image, options: Options, kind_bytes: int) -> Any:
+        """Function of a grid: bytes that a worker needs above the interpreter."""
+        module = self.network.module
+        weights = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+        precision = DTYPES[options.precision or "float32"]
+        width = torch.finfo(precision).bits // 8
+        fixed = weights * (1 if precision is torch.float32 else 1 + width // 4)
+        window = options.window or WINDOW
+
+        def needs(grid: Grid) -> int:
+            core = grid.y.core * grid.x.core
+            read = grid.largest_read
+            if options.mode == "blend":
+                forward = forward_bytes(module, self.channels, self.field, (window, window), precision)
+                accumulated = (grid.y.core + 2 * window) * (grid.x.core + 2 * window) * (4 * self.classes + 4)
+            else:
+                forward = forward_bytes(module, self.channels, self.field, read, precision)
+                accumulated = 0
+            pixels = read[0] * read[1] * self.channels * (image.dtype.itemsize + width)
+            shards = int(core * float(grid.y.rate * grid.x.rate)) * (3 * kind_bytes + 4)
+            return fixed + forward + accumulated + pixels + shards + cache_bytes(options)
+
+        return needs
+
+
+def cache_bytes(options: Options) -> int:
+    """Bound of a worker's cache of decoded source chunks."""
+    return min(CACHE_BYTES, options.memory // CACHE_SHARE)
+
+
+def pick_device(device: str) -> str:
+    """"auto" is CUDA where there is one. Raises ValueError where CUDA is asked for and missing."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise ValueError("device cuda: this machine's torch sees no GPU; use --device cpu or auto")
+    return "cuda" if available and device in ("auto", "cuda") else "cpu"
+
+
+def pick_channels(image: Image, wanted: int, options: Options, name: str) -> list[int] | None:
+    """Channels of the image to read, in order; None for all. Raises ValueError where they do not fit the network."""
+    have = image.shape[0]
+    chosen = options.channels
+    if chosen is not None:
+        beyond = [c for c in chosen if c >= have]
+        if beyond:
+            raise ValueError(f"channel {beyond[0]} of --channels: the image has channels 0 to {have - 1}")
+        if len(chosen) != wanted:
+            raise ValueError(f"--channels picks {len(chosen)} channels, network {name} takes {wanted}")
+        return list(chosen)
+    if have != wanted:
+        example = ",".join(str(min(c, have - 1)) for c in range(wanted))
+        raise ValueError(
+            f"the image has {have} channel{'s' * (have != 1)}, network {name} takes {wanted}; pick and order them "
+            f"with --channels, for instance --channels {example}"
+        )
+    return None
+
+
+def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
+    """The plan for one image. Raises ValueError for all that the user can mend."""
+    network, field = analysis.network, analysis.field
+    channels = pick_channels(image, analysis.channels, options, network.name)
+    size = (image.shape[-2], image.shape[-1])
+    planes = image.shape[1] if len(image.shape) == 4 else 1
+    check_size(analysis, size)
+    kind = options.kind or "mask"
+    dtype = stored_dtype(kind, analysis.classes, options)
+    mode = options.mode or "exact"
+    window = None
+    if mode == "blend":
+        field, window = blend_field(field, options.window or WINDOW)
+    shape, axes = output_shape(kind, analysis.classes, field.output_shape(*size), planes, len(image.shape) == 4)
+    needs = analysis.needs(image, options, analysis.classes * dtype.itemsize if kind != "mask" else dtype.itemsize)
+    if options.tile is not None:
+        check_core(options.tile, field.alignment)
+        core = options.tile
+    else:
+        core = choose_core(size, field, needs, options.memory)
+    grid = Grid.build(size, core, field, planes)
+    memory = needs(grid)
+    if memory > options.memory:
+        raise ValueError(
+            f"a tile of {core[0]} x {core[1]} needs {memory / 1e6:.0f} MB a worker, more than the memory of "
+            f"{options.memory / 1e6:.0f} MB; give --memory {memory / 1e6 + 1:.0f}MB or a smaller --tile"
+        )
+    layout = build_layout(axes, dtype.name, shape, (grid.y.step, grid.x.step), whole=options.tile is not None)
+    return Plan(
+        image=image_part(image, channels),
+        network={"identity": network.identity, "name": network.name},
+        kind=kind,
+        activation=activation(network, analysis.classes, options),
+        precision=options.precision or "float32",
+        device=analysis.device,
+        mode=mode,
+        field=field,
+        size=size,
+        planes=planes,
+        core=core,
+        layout=layout,
+        window=window,
+        memory=memory,
+    )
+
+
+def plan_copy(image: Image) -> Plan:
+    """The plan that copies an image's pixels unchanged: no network, no halo."""
+    size = (image.shape[-2], image.shape[-1])
+    field = ReceptiveField((0, 0), (0, 0), (1, 1))
+    axes = "czyx" if len(image.shape) == 4 else "cyx"
+    core = (min(2048, size[0]), min(2048, size[1]))
+    layout = build_layout(axes, image.dtype.name, image.shape, core, whole=False)
+    return Plan(
+        image=image_part(image, None),
+        network=None,
+        kind="pixels",
+        activation="none",
+        precision="float32",
+        device="cpu",
+        mode="exact",
+        field=field,
+        size=size,
+        planes=image.shape[1] if axes == "czyx" else 1,
+        core=core,
+        layout=layout,
+    )
+
+
+def image_part(image: Image, channels: list[int] | None) -> dict[str, Any]:
+    """What the plan says of the image: never its path or time."""
+    return {
+        "identity": image.identity(),
+        "shape": list(image.shape),
+        "dtype": image.dtype.name,
+        "level": image.level,
+        "channels": channels,
+    }
+
+
+def check_size(analysis: Analysis, size: tuple[int, int]) -> None:
+    """Raises ValueError, naming the least size that works, where the network fails on an image of this size."""
+    field = analysis.field
+    extended = field.extended(*size)
+    least = least_size(analysis.network.module, analysis.channels, field)
+    small = any(n < m for n, m in zip(extended, least, strict=True))
+    if small or 0 in field.output_shape(*size):
+        reason = fails_at(analysis.network.module, analysis.channels, extended) or "nothing is left of it"
+        raise ValueError(
+            f"an image of {size[0]} x {size[1]} pixels is too small for network {analysis.network.name} ({reason}); "
+            f"the least that works is {least[0]} x {least[1]}"
+        )
+
+
+def blend_field(field: ReceptiveField, window: int) -> tuple[ReceptiveField, tuple[int, int]]:
+    """The field by which windows are cut: whole windows, no halo of its own; rate 1 only."""
+    if field.rate != (1, 1) or field.surplus != (0, 0):
+        raise ValueError("--mode blend needs a network whose output has the size of its input")
+    sides = tuple(max(a, round(window / a) * a) for a in field.alignment)
+    return replace(field, before=(0, 0), after=(0, 0)), (sides[0], sides[1])
+
+
+def output_shape(
+    kind: str, classes: int, size: tuple[int, int], planes: int, volume: bool
+) -> tuple[tuple[int, ...], str]:
+    """Shape of the finest level and its axes, of "czyx"."""
+    leading = () if kind == "mask" else (classes,)
+    axes = "" if kind == "mask" else "c"
+    if volume:
+        return (*leading, planes, *size), axes + "zyx"
+    return (*leading, *size), axes + "yx"
+
+
+def stored_dtype(kind: str, classes: int, options: Options) -> np.dtype[Any]:
+    """dtype in which the kind is stored; uint8 probability is p * 255, rounded."""
+    if options.store is not None and kind != "probability":
+        raise ValueError(f"option store is for kind probability, not {kind}")
+    if kind == "mask":
+        return np.dtype("uint8" if classes <= 256 else "uint16")
+    if kind == "probability":
+        return np.dtype(options.store or "uint8")
+    return np.dtype("float64" if options.precision == "float64" else "float32")
+
+
+def activation(network: Network, classes: int, options: Options) -> str:
+    """softmax over several channels, sigmoid of one, unless the caller or the card says otherwise."""
+    return options.activation or network.card.get("activation") or ("softmax" if classes > 1 else "sigmoid")
+
+
+def check_stored(stored: Plan, image: Image, analysis: Analysis | None, options: Options, output: str) -> None:
+    """Raises ValueError, naming the difference, where what is asked for contradicts the plan of a started run."""
+    network = None if analysis is None else analysis.network
+    asked: list[tuple[str, Any, Any]] = [
+        ("image", stored.image["identity"][:19], image.identity()[:19]),
+        ("network", (stored.network or {}).get("identity", "none")[:19], network.identity[:19] if network else "none"),
+    ]
+    if analysis is not None:
+        asked.append(("device", stored.device, analysis.device))
+    for name, have in (
+        ("kind", stored.kind),
+        ("tile", stored.core),
+        ("precision", stored.precision),
+        ("mode", stored.mode),
+        ("activation", stored.activation),
+        ("store", stored.layout.dtype),
+        ("level", stored.image["level"]),
+        ("channels", tuple(stored.image["channels"] or range(stored.image["shape"][0]))),
+    ):
+        typed = getattr(options, name)
+        asked.append((name, have, have if typed is None else typed))
+    for name, have, want in asked:
+        if have != want:
+            raise ValueError(
+                f"{output} was started with {name} {have}, this run has {want}; give the same {name}, "
+                "another output, or --overwrite"
+            )

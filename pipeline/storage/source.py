@@ -1,0 +1,72 @@
+"""What every kind of image looks like inside: a grid of chunks over (c, z, y, x), decoded one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from pipeline.tiling.geometry import Region
+
+Index = tuple[int, int, int, int]
+"""Four integers along (c, z, y, x): a shape, or the position of a chunk in the grid."""
+
+
+class ImageReadError(ValueError):
+    """Pixels that cannot be read: the message names file, page and chunk."""
+
+
+@dataclass
+class Metadata:
+    """What a file says of itself beside its pixels; sizes and transforms are of the level that was opened."""
+
+    format: str
+    axes: str
+    """The source's own axes, before they became (c, z, y, x)."""
+    name: str = ""
+    pixel_size: tuple[float, float] | None = None
+    z_step: float | None = None
+    unit: str | None = None
+    crs: str | None = None
+    geotransform: tuple[float, ...] | None = None
+    channel_names: list[str] = field(default_factory=list)
+    levels: tuple[tuple[int, ...], ...] = ()
+    """Shapes of all levels, finest first, each (c, y, x) or (c, z, y, x); empty for one level."""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Chunks over (c, z, y, x); one thread at a time."""
+
+    shape: Index
+    dtype: np.dtype[Any]
+    chunk: Index
+    metadata: Metadata
+    size: int
+    """Bytes of the file; 0 where there is none."""
+
+    def decode(self, at: Index) -> np.ndarray:
+        """The chunk at that position of the grid, clipped to the image. Raises ImageReadError."""
+
+    def sample(self, at: Index) -> bytes:
+        """Bytes that change when the pixels of the chunk do: stored bytes where they are cheap to get."""
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class Direct(Protocol):
+    """A source whose regions can be had without decoding, so that nothing is cached."""
+
+    def window(self, channels: Sequence[int], plane: int, region: Region) -> np.ndarray:
+        """The pixels (c, h, w), a copy or a view."""
+
+
+@runtime_checkable
+class Streamed(Protocol):
+    """A source that can be decoded from top to bottom in less memory than one of its chunks takes."""
+
+    def rows(self, plane: int) -> Any:
+        """Iterator of (c, h, w) arrays that follow one another down the image."""

@@ -1,0 +1,203 @@
+"""The one place where a tile flows from image to output: read, network, crop, write."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.network.loading import Network
+from pipeline.storage.image import Image, open_image
+from pipeline.storage.output import Output, Record, open_output
+from pipeline.stitching import blending, preview, pyramid
+from pipeline.tiling.geometry import Interval, Region
+from pipeline.tiling.grid import Tile
+from pipeline.tiling.plan import Plan
+
+Item = tuple[int, int, int]
+"""Image number, and the half-open range of its units that one call does."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+THUMBNAILS = "preview"
+"""Folder in an unfinished output that holds what the preview will show of each tile's image."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to begin: how to open images and network, and where the outputs are."""
+
+    images: Sequence[Any]
+    """Sources of `open_image`, or Images, one per output."""
+    outputs: Sequence[str]
+    network: Network | None
+    device: str = "cpu"
+    open_options: tuple[tuple[str, Any], ...] = ()
+
+
+def start(job: Job) -> Callable[[Item], list[list[Record]]]:
+    """Called once in each worker: sets one torch thread and returns what does the units of an item."""
+    torch.set_num_threads(1)
+
+    @lru_cache(maxsize=1)
+    def module(precision: str) -> torch.nn.Module | None:
+        return None if job.network is None else prepared(job.network.module, precision, job.device)
+
+    @lru_cache(maxsize=2)
+    def opened(number: int) -> Worker:
+        output = open_output(job.outputs[number])
+        plan = Plan.from_json(output.attributes["plan"])
+        image = open_image(job.images[number], **dict(job.open_options))
+        return Worker(output, Model(image, plan, module(plan.precision), job.device))
+
+    def run(item: Item) -> list[list[Record]]:
+        number, first, last = item
+        worker = opened(number)
+        return [worker.run(unit) for unit in range(first, last)]
+
+    return run
+
+
+class Worker:
+    """Does the units of one image, each of which writes whole shards of one output."""
+
+    def __init__(self, output: Output, model: Model) -> None:
+        self.output, self.model, self.plan = output, model, model.plan
+
+    def run(self, unit: int) -> list[Record]:
+        """Do one unit; the record of each shard that it wrote, in row-major order."""
+        level, region = self.plan.region_of(unit)
+        if level == 0:
+            tile = self.plan.grid.tile(unit)
+            data, pixels = self.model.tile(tile)
+            if self.plan.network is not None:
+                self._keep_thumbnail(unit, tile, pixels)
+        else:
+            data = pyramid.build_shard(
+                lambda below: self.output.read(level - 1, below),
+                region,
+                self.plan.layout.shapes[level - 1],
+                how="mode" if self.plan.kind == "mask" or self.plan.layout.dtype == "bool" else "mean",
+            )
+        return self.output.write(level, region, data)
+
+    def _keep_thumbnail(self, unit: int, tile: Tile, pixels: np.ndarray) -> None:
+        """What the preview shows of this tile's image, so that no pixel is decoded again for it."""
+        if tile.plane:
+            return
+        core = image_region(self.plan, tile.core)
+        within = Region(core.y.shift(-tile.read.y.start), core.x.shift(-tile.read.x.start))
+        thumbnail = preview.thumbnail(pixels[:3, *within.slices], core, preview.factor(self.plan.size))
+        folder = Path(self.output.path) / THUMBNAILS
+        folder.mkdir(exist_ok=True)
+        np.savez(folder / f"{unit}.npz", y=thumbnail[0], x=thumbnail[1], pixels=thumbnail[2])
+
+
+class Model:
+    """A plan's arithmetic: pixels of one read in, the values of one core out."""
+
+    def __init__(self, image: Image, plan: Plan, module: torch.nn.Module | None, device: str = "cpu") -> None:
+        self.image, self.plan, self.module, self.device = image, plan, module, device
+        self.dtype = DTYPES[plan.precision]
+
+    def tile(self, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
+        """(values of the core with the output's axes, pixels that were read)."""
+        if self.module is None:
+            pixels = self.pixels(tile.core, tile.plane)
+            return self._with_axes(pixels), pixels
+        if self.plan.mode == "blend":
+            return self._with_axes(encode(self.blended(tile), self.plan)), self.pixels(tile.read, tile.plane)
+        pixels = self.pixels(tile.read, tile.plane)
+        return self._with_axes(encode(self.logits(pixels)[:, *tile.crop.slices], self.plan)), pixels
+
+    def pixels(self, read: Region, plane: int) -> np.ndarray:
+        """(c, h, w) of the extended image, as stored."""
+        inside = read.clip(*self.plan.size)
+        channels = self.plan.image["channels"]
+        pixels = self.image.read(inside, plane, channels)
+        return extend_to(pixels, read.shape)
+
+    @torch.inference_mode()
+    def logits(self, pixels: np.ndarray) -> torch.Tensor:
+        """(k, h', w') logits of the network on (c, h, w) stored values."""
+        assert self.module is not None
+        values = np.ascontiguousarray(pixels, dtype=np.float64 if self.dtype is torch.float64 else np.float32)
+        batch = torch.from_numpy(values)[None].to(self.device, self.dtype)
+        logits = self.module(batch)[0]
+        return logits if self.dtype is torch.float64 else logits.float()
+
+    def blended(self, tile: Tile) -> torch.Tensor:
+        """(k, h, w) weighted average of the logits of all windows that touch the core."""
+        assert self.plan.window is not None
+        average = blending.blend(
+            tile.core,
+            self.plan.field.extended(*self.plan.size),
+            self.plan.window,
+            lambda window: self.logits(self.pixels(window, tile.plane)).cpu().numpy(),
+        )
+        return torch.from_numpy(average)
+
+    def _with_axes(self, values: np.ndarray) -> np.ndarray:
+        """(c, y, x) or (y, x) with the output's own axes."""
+        return values[..., None, :, :] if "z" in self.plan.layout.axes else values
+
+
+def prepared(module: torch.nn.Module, precision: str, device: str) -> torch.nn.Module:
+    """The module in the precision and on the device; a copy where the caller's own would be changed."""
+    if precision == "float32" and device == "cpu":
+        return module
+    return copy.deepcopy(module).to(device, DTYPES[precision])
+
+
+def extend_to(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The pixels (..., y, x) with their last row and column repeated up to `shape`."""
+    missing = [n - have for n, have in zip(shape, pixels.shape[-2:], strict=True)]
+    if not any(missing):
+        return pixels
+    return np.pad(pixels, [(0, 0)] * (pixels.ndim - 2) + [(0, n) for n in missing], mode="edge")
+
+
+def image_region(plan: Plan, core: Region) -> Region:
+    """The pixels of the image for which the core's outputs stand."""
+    intervals = []
+    for rows, rate, size in zip((core.y, core.x), plan.field.rate, plan.size, strict=True):
+        intervals.append(Interval(int(rows.start / rate), int(-(-rows.stop // rate))).clip(0, size))
+    return Region(*intervals)
+
+
+def probability(logits: torch.Tensor, activation: str) -> torch.Tensor:
+    """Probabilities (k, y, x) of logits; "none" where the network ends in an activation already."""
+    if activation == "none":
+        return logits
+    return torch.softmax(logits, dim=0) if activation == "softmax" else torch.sigmoid(logits)
+
+
+def mask(logits: torch.Tensor) -> torch.Tensor:
+    """(y, x) class of each pixel: the largest logit; of one channel, 1 where it is above 0."""
+    return logits[0] > 0 if logits.shape[0] == 1 else logits.argmax(dim=0)
+
+
+def encode(logits: torch.Tensor, plan: Plan) -> np.ndarray:
+    """Logits (k, y, x) as the kind and dtype that the output stores."""
+    dtype = np.dtype(plan.layout.dtype)
+    if plan.kind == "logits":
+        return logits.cpu().numpy().astype(dtype, copy=False)
+    if plan.kind == "mask":
+        values = mask(logits)
+        if plan.activation == "none" and logits.shape[0] == 1:
+            values = logits[0] > 0.5
+        return values.cpu().numpy().astype(dtype)
+    p = probability(logits, plan.activation)
+    if dtype == np.uint8:
+        p = (p * 255).round_().clamp_(0, 255)
+    return p.cpu().numpy().astype(dtype, copy=False)
