@@ -59,7 +59,7 @@ def to_rgb(image: NDArray[Any], limits: NDArray[np.float64]) -> Pixels:
         values = np.repeat(values, 3, axis=0)
     elif len(values) == 2:
         values = values[[1, 0, 1]]
-    colours: Pixels = np.moveaxis(np.round(values * 255).astype(np.uint8), 0, -1)
+    colours: Pixels = np.moveaxis(np.asarray(np.round(values * 255), np.uint8), 0, -1)
     return colours
 
 

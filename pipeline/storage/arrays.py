@@ -12,18 +12,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.storage.axes import Arrangement, given_axes, unnamed_axes
-from pipeline.storage.source import ImageReadError, Index, Metadata
+from pipeline.storage.source import ImageReadError, Index, Metadata, native, one_line
 from pipeline.tiling.geometry import Region
 
 STRIDE = 512
 """Side of the chunks into which an array without chunks of its own is divided."""
-
-
-def native(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:
-    """The dtype in this machine's byte order. Raises ValueError where it holds no numbers."""
-    if dtype.kind not in "biufc" or dtype.itemsize > 16:
-        raise ValueError(f"{what} holds {dtype}, not numbers")
-    return dtype.newbyteorder("=")
 
 
 class ArraySource:
@@ -42,7 +35,7 @@ class ArraySource:
         c, z, y, x = self.shape
         self.chunk: Index = (c, 1, min(y, STRIDE), min(x, STRIDE))
         self.metadata = metadata or Metadata("array", axes)
-        self.metadata.axes = axes
+        self.metadata.axes, self.metadata.volumetric = axes, "Z" in axes
         self._view = self.arrangement.to_4d(array[self._fixed()])
 
     def _fixed(self) -> tuple[slice, ...]:
@@ -117,7 +110,7 @@ class DaskSource:
         self.arrangement = Arrangement.of(axes, array.shape, time)
         self.shape = self.arrangement.shape4
         self.chunk = self.arrangement.chunk4([max(sizes) for sizes in array.chunks])
-        self.metadata = Metadata("array", axes)
+        self.metadata = Metadata("array", axes, volumetric="Z" in axes)
 
     def decode(self, at: Index) -> np.ndarray:
         block = self.array[self.arrangement.slices(at, self.chunk)]
@@ -131,8 +124,3 @@ class DaskSource:
         return np.ascontiguousarray(self.decode(at)).tobytes()
 
     def close(self) -> None: ...
-
-
-def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks."""
-    return " ".join(str(error).split()) or type(error).__name__

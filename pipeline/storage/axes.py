@@ -65,7 +65,7 @@ class Arrangement:
     """Axes of which one position is taken."""
 
     @classmethod
-    def of(cls, axes: str, shape: tuple[int, ...], time: int = 0) -> Arrangement:
+    def of(cls, axes: str, shape: tuple[int, ...], time: int = 0, *, quiet: bool = False) -> Arrangement:
         """Y and X as they are; C and S are channels; T is opened at one time; all else is planes.
 
         Raises ValueError for axes without Y and X, or a size of 0.
@@ -78,7 +78,7 @@ class Arrangement:
         fixed = {}
         for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
             if axis == "T":
-                fixed[i] = _time(time, size, axes, shape)
+                fixed[i] = _time(time, size, axes, shape, quiet)
             elif axis in "CS":
                 roles["C"].append(i)
             else:
@@ -89,11 +89,6 @@ class Arrangement:
     def shape4(self) -> Index:
         c, z, y, x = (math.prod(self.shape[i] for i in role) for role in self.order)
         return c, z, y, x
-
-    @property
-    def volumetric(self) -> bool:
-        """Whether the image is (c, z, y, x) rather than (c, y, x)."""
-        return any(self.axes[i] == "Z" for i in self.order[1]) or self.shape4[1] > 1
 
     def chunk4(self, chunk: Sequence[int]) -> Index:
         """The chunk's size along (c, z, y, x): it extends along the innermost axis of each alone."""
@@ -127,9 +122,9 @@ class Arrangement:
         return moved.reshape(sizes)
 
 
-def _time(time: int, size: int, axes: str, shape: tuple[int, ...]) -> int:
+def _time(time: int, size: int, axes: str, shape: tuple[int, ...], quiet: bool) -> int:
     if not 0 <= time < size:
         raise ValueError(f"time {time} is not among the {size} of the image (axes {axes}, shape {shape})")
-    if size > 1:
+    if size > 1 and not quiet:
         log.warning("the image has %d times (axes %s, shape %s): time %d is opened", size, axes, shape, time)
     return time

@@ -35,6 +35,8 @@ class Metadata:
     levels: tuple[tuple[int, ...], ...] = ()
     """Shapes of all levels, finest first, each (c, y, x) or (c, z, y, x); empty for one level."""
     extra: dict[str, Any] = field(default_factory=dict)
+    volumetric: bool = False
+    """Whether the image is (c, z, y, x) rather than (c, y, x)."""
 
 
 class Source(Protocol):
@@ -70,3 +72,15 @@ class Streamed(Protocol):
 
     def rows(self, plane: int) -> Any:
         """Iterator of (c, h, w) arrays that follow one another down the image."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def native(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:
+    """The dtype in this machine's byte order. Raises ValueError where it holds no numbers."""
+    if dtype.kind not in "biufc" or dtype.itemsize > 16:
+        raise ValueError(f"{what} holds {dtype}, not numbers")
+    return dtype.newbyteorder("=")

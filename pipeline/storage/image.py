@@ -1,0 +1,281 @@
+"""Images of any format as one thing: (c, y, x) or (c, z, y, x), read region by region in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import threading
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.storage.arrays import ArraySource, DaskSource, open_npy
+from pipeline.storage.cache import ChunkCache
+from pipeline.storage.source import Direct, ImageReadError, Index, Metadata, Source
+from pipeline.tiling.geometry import Region
+
+__all__ = ["Image", "ImageReadError", "open_image"]
+
+CACHE_BYTES = 64 << 20
+"""Decoded chunks that an image remembers: a row of tiles of 2048 rows, 8192 RGB pixels wide."""
+SAMPLES = 64
+"""Chunks of which an image's identity is made."""
+
+
+def open_image(
+    source: Any, *, axes: str | None = None, level: int = 0, channels: int | None = None, time: int = 0
+) -> Image:
+    """Open an image, reading only its metadata: a path, or a NumPy or dask array.
+
+    `axes` names the source's axes where its metadata do not or are wrong, for instance "YXC"; `level` picks a
+    resolution, 0 the finest; `time` the time where there are several. `channels`, what the network takes, serves
+    to tell an array with its channels last. Raises ValueError for what is no image that can be read,
+    FileNotFoundError for a missing file.
+    """
+    if isinstance(source, Image):
+        return source
+    options = {"axes": axes.upper() if axes else None, "level": level, "channels": channels, "time": time}
+    if isinstance(source, str | os.PathLike):
+        source = os.path.abspath(os.fspath(source))
+    return Image(source, options)
+
+
+def _open(source: Any, *, axes: str | None, level: int, channels: int | None, time: int) -> Source:
+    if isinstance(source, str):
+        return _open_path(Path(source), axes, level, channels, time)
+    if level != 0:
+        raise ValueError(f"an array has no level {level}")
+    if hasattr(source, "dask") and hasattr(source, "chunks"):
+        return DaskSource(source, axes, channels, time)
+    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+        return ArraySource(np.asarray(source), axes, channels, time)
+    raise ValueError(f"an image is a path, a NumPy array or a dask array, not {type(source).__name__}")
+
+
+def _open_path(path: Path, axes: str | None, level: int, channels: int | None, time: int) -> Source:
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    if path.is_dir():
+        from pipeline.storage.zarrs import is_zarr, open_zarr
+
+        if not is_zarr(path):
+            raise ValueError(f"{path} is a folder, and no Zarr array or group")
+        return open_zarr(path, axes, level, channels, time)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    if not start:
+        raise ValueError(f"{path} is empty")
+    if start[:2] in (b"II", b"MM", b"EP"):
+        from pipeline.storage.tiff import open_tiff
+
+        return open_tiff(path, axes, level, time)
+    if level != 0:
+        raise ValueError(f"{path} has no level {level}")
+    if start.startswith(b"\x93NUMPY"):
+        return open_npy(path, axes, channels, time)
+    if start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        from pipeline.storage.pictures import open_picture
+
+        return open_picture(path, start)
+    raise ValueError(f"{path} is not an image of a known kind: TIFF, Zarr, .npy, PNG or JPEG")
+
+
+class Image:
+    """An image that is read region by region; it can be pickled, and opens itself anew elsewhere."""
+
+    def __init__(self, source: Any, options: dict[str, Any]) -> None:
+        self._source_given, self._options = source, options
+        self._source: Source = _open(source, **options)
+        self._cache = ChunkCache(CACHE_BYTES)
+        self._lock = threading.RLock()
+        self._identity: str | None = None
+        self.level: int = options["level"]
+
+    # What it is
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(c, y, x), or (c, z, y, x)."""
+        c, z, y, x = self._source.shape
+        return (c, z, y, x) if self._meta.volumetric else (c, y, x)
+
+    @property
+    def _meta(self) -> Metadata:
+        return self._source.metadata
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """In this machine's byte order."""
+        return self._source.dtype
+
+    @property
+    def levels(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of all resolutions of the source, finest first."""
+        return self._meta.levels or (self.shape,)
+
+    @property
+    def pixel_size(self) -> tuple[float, float] | None:
+        """(y, x) of a pixel of this level, in `unit`."""
+        return self._meta.pixel_size
+
+    @property
+    def unit(self) -> str | None:
+        return self._meta.unit
+
+    @property
+    def crs(self) -> str | None:
+        """Coordinate reference system, for example "EPSG:32631"."""
+        return self._meta.crs
+
+    @property
+    def geotransform(self) -> tuple[float, ...] | None:
+        """Six numbers for this level in GDAL's order: x0, dx/dcolumn, dx/drow, y0, dy/dcolumn, dy/drow."""
+        return self._meta.geotransform
+
+    @property
+    def chunk(self) -> tuple[int, int]:
+        """(y, x) of what is decoded at once."""
+        return self._source.chunk[2], self._source.chunk[3]
+
+    @property
+    def cache_bytes(self) -> int:
+        """Most that is kept of decoded chunks."""
+        return self._cache.limit
+
+    @cache_bytes.setter
+    def cache_bytes(self, limit: int) -> None:
+        with self._lock:
+            self._cache.resize(limit)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is kept for the attributes of an output; plain JSON."""
+        meta = self._meta
+        return {
+            "name": meta.name,
+            "format": meta.format,
+            "axes": meta.axes,
+            "shape": list(self.shape),
+            "dtype": self.dtype.name,
+            "level": self.level,
+            "pixel_size": list(meta.pixel_size) if meta.pixel_size else None,
+            "z_step": meta.z_step,
+            "unit": meta.unit,
+            "crs": meta.crs,
+            "geotransform": list(meta.geotransform) if meta.geotransform else None,
+            "channel_names": meta.channel_names,
+            **meta.extra,
+        }
+
+    # Reading
+
+    def read(self, region: Region, plane: int = 0, channels: Sequence[int] | None = None) -> np.ndarray:
+        """The pixels (c, h, w) of a region within the image, in the stored dtype.
+
+        Raises ImageReadError, which names file, page and chunk, where they cannot be decoded.
+        """
+        count, planes, height, width = self._source.shape
+        picked = list(range(count)) if channels is None else [int(c) for c in channels]
+        if region.clip(height, width) != region or not 0 <= plane < planes or any(not 0 <= c < count for c in picked):
+            raise ValueError(f"{region}, plane {plane}, channels {picked} is not within an image of {self.shape}")
+        with self._lock:
+            source = self._source
+            if isinstance(source, Direct):
+                return source.window(picked, plane, region)
+            return self._gather(source, picked, plane, region)
+
+    def _gather(self, source: Source, picked: list[int], plane: int, region: Region) -> np.ndarray:
+        """Copies the region out of the chunks that it touches."""
+        out = np.empty((len(picked), *region.shape), source.dtype)
+        n_c, n_z, n_y, n_x = source.chunk
+        groups: dict[int, list[tuple[int, int]]] = {}
+        for i, c in enumerate(picked):
+            groups.setdefault(c // n_c, []).append((i, c % n_c))
+        rows, columns = region.y, region.x
+        z, within = divmod(plane, n_z)
+        for y, x in product(
+            range(rows.start // n_y, -(-rows.stop // n_y)), range(columns.start // n_x, -(-columns.stop // n_x))
+        ):
+            to_y, from_y = _overlap(rows.start, rows.stop, y * n_y, n_y)
+            to_x, from_x = _overlap(columns.start, columns.stop, x * n_x, n_x)
+            for group, members in groups.items():
+                chunk = self._chunk(source, (group, z, y, x))
+                for i, c in members:
+                    out[i, to_y, to_x] = chunk[c, within, from_y, from_x]
+        return out
+
+    def _chunk(self, source: Source, at: Index) -> np.ndarray:
+        chunk = self._cache.get(at)
+        if chunk is None:
+            chunk = source.decode(at)
+            self._cache.put(at, chunk)
+        return chunk
+
+    @property
+    def dask(self) -> Any:
+        """The image as a lazy dask array, (c, y, x) or (c, z, y, x), its chunks whole numbers of the source's own."""
+        from pipeline.storage.lazy import as_dask
+
+        return as_dask(self, self._source)
+
+    # Identity, and opening anew
+
+    def identity(self) -> str:
+        """"sha256:..." of size, shape, dtype and 64 chunks, the same wherever the file lies; of all of an array."""
+        if self._identity is None:
+            with self._lock:
+                self._identity = "sha256:" + _identity(self._source)
+        return self._identity
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self._source_given, self._options, self._identity, self.cache_bytes)
+
+    def close(self) -> None:
+        """Closes files and forgets chunks."""
+        with self._lock:
+            self._cache.clear()
+            self._source.close()
+
+    def __enter__(self) -> Image:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Image {self._meta.name!r} {self.shape} {self.dtype}>"
+
+
+def _reopen(source: Any, options: dict[str, Any], identity: str | None, cache_bytes: int) -> Image:
+    image = Image(source, options)
+    image._identity = identity
+    image.cache_bytes = cache_bytes
+    return image
+
+
+def _overlap(start: int, stop: int, origin: int, size: int) -> tuple[slice, slice]:
+    """Where a chunk's part of [start, stop) lies in the result, and in the chunk."""
+    low, high = max(start, origin), min(stop, origin + size)
+    return slice(low - start, high - start), slice(low - origin, high - origin)
+
+
+def _identity(source: Source) -> str:
+    head = {"shape": source.shape, "dtype": source.dtype.str.lstrip("<>=|"), "bytes": source.size}
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    if isinstance(source, ArraySource) and source.size == 0:
+        digest.update(source.content().encode())
+        return digest.hexdigest()
+    counts = [-(-n // c) for n, c in zip(source.shape, source.chunk, strict=True)]
+    picker = random.Random(0)
+    drawn = {(0, 0, 0, 0), *(tuple(picker.randrange(n) for n in counts) for _ in range(SAMPLES - 1))}
+    for at in sorted(drawn):
+        digest.update(source.sample(at))  # type: ignore[arg-type]
+    return digest.hexdigest()

@@ -1,0 +1,95 @@
+"""PNG and JPEG pictures: decoded whole."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+
+from pipeline.storage.source import ImageReadError, Index, Metadata, native, one_line
+
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+LARGEST = 1 << 34
+"""Pixels beyond which a header is taken for damage."""
+
+
+def open_picture(path: Path, start: bytes) -> PictureSource:
+    """A PNG or JPEG file, told by its first bytes. Raises ValueError for a damaged header."""
+    form = "png" if start.startswith(PNG) else "jpeg"
+    try:
+        shape, dtype = (_png_header if form == "png" else _jpeg_header)(path)
+    except (struct.error, ValueError, IndexError) as error:
+        raise ValueError(f"{path}: a damaged {form.upper()} file: {one_line(error)}") from error
+    if 0 in shape or shape[1] * shape[2] > LARGEST:
+        raise ValueError(f"{path}: a {form.upper()} file of {shape[1]} x {shape[2]} pixels")
+    return PictureSource(path, form, shape, dtype)
+
+
+def _png_header(path: Path) -> tuple[tuple[int, int, int], np.dtype[np.generic]]:
+    """Channels, rows and columns from IHDR (and tRNS). https://www.w3.org/TR/png/#11IHDR"""
+    with path.open("rb") as file:
+        head = file.read(33)
+    width, height, depth, colour = struct.unpack(">4x4xIIBB", head[8:26])
+    samples = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+    if head[12:16] != b"IHDR" or colour not in samples or depth not in (1, 2, 4, 8, 16):
+        raise ValueError("no valid header")
+    return (samples[colour], height, width), np.dtype("u2" if depth == 16 else "u1")
+
+
+def _jpeg_header(path: Path) -> tuple[tuple[int, int, int], np.dtype[np.generic]]:
+    """Channels, rows and columns from the start of frame. ITU-T T.81, B.2.2"""
+    with path.open("rb") as file:
+        file.seek(2)
+        while True:
+            marker = file.read(1)
+            if marker != b"\xff":
+                raise ValueError("no start of frame")
+            while marker == b"\xff":
+                marker = file.read(1)
+            length = struct.unpack(">H", file.read(2))[0]
+            if 0xC0 <= marker[0] <= 0xCF and marker[0] not in (0xC4, 0xC8, 0xCC):
+                depth, height, width, samples = struct.unpack(">BHHB", file.read(6))
+                if samples not in (1, 3, 4):
+                    raise ValueError(f"{samples} components")
+                return (samples, height, width), np.dtype("u1" if depth == 8 else "u2")
+            file.seek(length - 2, 1)
+
+
+class PictureSource:
+    """A picture that is one chunk."""
+
+    def __init__(self, path: Path, form: str, shape: tuple[int, int, int], dtype: np.dtype[np.generic]) -> None:
+        c, y, x = shape
+        self.path, self.form = path, form
+        self.size = path.stat().st_size
+        self.shape: Index = (c, 1, y, x)
+        self.chunk: Index = self.shape
+        self.dtype = native(dtype, str(path))
+        self.metadata = Metadata(form, "YXC" if c > 1 else "YX", path.stem)
+
+    def decode(self, at: Index) -> np.ndarray:
+        pixels = self._decode(None)
+        return np.moveaxis(pixels, -1, 0)[:, np.newaxis]
+
+    def _decode(self, out: np.ndarray | None) -> np.ndarray:
+        """(y, x, c)"""
+        try:
+            data = self.path.read_bytes()
+            if self.form == "png":
+                pixels: np.ndarray = imagecodecs.png_decode(data, out=out)
+            else:
+                pixels = imagecodecs.jpeg_decode(data, out=out)
+        except Exception as error:  # a decoder of hostile bytes
+            raise ImageReadError(f"{self.path}: cannot be decoded: {one_line(error)}") from error
+        c, _, y, x = self.shape
+        pixels = pixels.reshape(*pixels.shape[:2], -1)[..., :c]
+        if pixels.shape != (y, x, c) or pixels.dtype != self.dtype:
+            raise ImageReadError(f"{self.path}: decodes to {pixels.shape} {pixels.dtype}, its header says {(y, x, c)}")
+        return pixels
+
+    def sample(self, at: Index) -> bytes:
+        return self.path.read_bytes()
+
+    def close(self) -> None: ...

@@ -1,0 +1,298 @@
+"""TIFF files: which series and level is opened, and how its pages and strips or tiles become chunks."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from pipeline.storage import tiff_legacy
+from pipeline.storage.axes import Arrangement, given_axes
+from pipeline.storage.source import ImageReadError, Index, Metadata, Source, native, one_line
+from pipeline.storage.tiff_mapped import MappedPages
+from pipeline.storage.tiff_metadata import describe
+
+log = logging.getLogger("pipeline")
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what matters comes as one line of an error
+
+LARGEST_CHUNK = 1 << 31
+"""Bytes of a decoded strip or tile beyond which it is taken for damage, not for an image."""
+
+
+def open_tiff(path: Path, axes: str | None, level: int, time: int = 0) -> Source:
+    """The largest series of the file at that level. Raises ValueError for what cannot be read."""
+    try:
+        file = tifffile.TiffFile(path)
+    except Exception as error:  # damage surfaces in tifffile as any of Python's errors
+        raise ValueError(f"{path}: not a readable TIFF file: {one_line(error)}") from error
+    try:
+        return _open(file, path, axes, level, time)
+    except ValueError:
+        file.close()
+        raise
+    except Exception as error:  # as above
+        file.close()
+        raise ValueError(f"{path}: damaged TIFF file: {type(error).__name__}: {one_line(error)}") from error
+
+
+def _open(file: tifffile.TiffFile, path: Path, axes: str | None, level: int, time: int) -> Source:
+    series = _largest_series(file, path)
+    if not 0 <= level < len(series.levels):
+        raise ValueError(f"{path} has levels 0 to {len(series.levels) - 1}: level {level} is not among them")
+    finest, series = series, series.levels[level]
+    keyframe = series.keyframe
+    if keyframe.dtype is None or 0 in series.shape:
+        raise ValueError(
+            f"{path}: unsupported image: shape {series.shape}, {keyframe.bitspersample} bits, "
+            f"sample format {keyframe.sampleformat}"
+        )
+    layout = PageLayout.of(series, axes, time, str(path))
+    metadata = describe(file, finest, series)
+    metadata.levels = tuple(_shape(s, axes, time, str(path)) for s in finest.levels)
+    metadata.axes, metadata.volumetric = layout.arrangement.axes, layout.arrangement.shape4[1] > 1
+    if tiff_legacy.is_needed(keyframe):
+        return tiff_legacy.open_page(file, series, metadata, path)
+    if keyframe.is_final and lookup_table(keyframe) is None:
+        return MappedPages(file, series, layout, metadata)
+    return TiffSource(file, series, layout, metadata)
+
+
+def _largest_series(file: tifffile.TiffFile, path: Path) -> Any:
+    """The series with the largest plane, masks and thumbnails aside; the first of equals."""
+    usable = [s for s in file.series if s.shape and s.keyframe.shape]
+    images = [s for s in usable if not int(s.keyframe.subfiletype) & 0b101] or usable
+    if not images:
+        raise ValueError(f"{path}: a TIFF file without an image")
+    series = max(images, key=lambda s: (s.keyframe.imagelength * s.keyframe.imagewidth, math.prod(s.shape)))
+    if len(images) > 1:
+        log.warning(
+            "%s holds %d images: the largest is opened, number %d (%s, axes %s)",
+            path, len(images), series._index, "x".join(map(str, series.shape)), series.axes,
+        )  # fmt: skip
+    return series
+
+
+def _shape(series: Any, axes: str | None, time: int, what: str) -> tuple[int, ...]:
+    """(c, y, x) or (c, z, y, x) of a level."""
+    try:
+        layout = PageLayout.of(series, axes, time, what, quiet=True)
+    except ValueError:
+        return tuple(series.shape)
+    c, z, y, x = layout.arrangement.shape4
+    if lookup_table(series.keyframe) is not None and c == 1:
+        c = 3
+    return (c, z, y, x) if z > 1 else (c, y, x)
+
+
+@dataclass(frozen=True)
+class PageLayout:
+    """Where the pixels of an array of pages are: which axes count pages, which lie within one."""
+
+    arrangement: Arrangement
+    page_axes: dict[int, int]
+    """Axis of the series -> axis of a page's (samples, depth, rows, columns, samples)."""
+    tile: tuple[int, int, int, int, int]
+    """Size of a strip or tile along those."""
+    page: tuple[int, int, int, int, int]
+
+    @classmethod
+    def of(cls, series: Any, axes: str | None, time: int, what: str, *, quiet: bool = False) -> PageLayout:
+        keyframe = series.keyframe
+        shape, names = tuple(series.get_shape(False)), series.get_axes(False)
+        within = _match(shape, keyframe.shaped)
+        if within is None or not {"Y", "X"} <= set(names):  # metadata that contradict the pages
+            pages = len(series)
+            shape, names = (pages, *keyframe.shape), "I" + keyframe.axes
+            within = _match(shape, keyframe.shaped)
+            assert within is not None, "a page matches itself"
+        if axes is not None:
+            shape, names, within = _rename(shape, names, within, axes, what)
+        samples = keyframe.samplesperpixel if keyframe.planarconfig == 1 else 1
+        if keyframe.is_tiled:
+            tile = (1, keyframe.tiledepth, keyframe.tilelength, keyframe.tilewidth, samples)
+        else:
+            tile = (1, 1, keyframe.rowsperstrip or keyframe.imagelength, keyframe.imagewidth, samples)
+        if min(tile) < 1:
+            raise ValueError(f"{what}: strips or tiles of size {tile[1:4]}")
+        return cls(Arrangement.of(names, shape, time, quiet=quiet), within, tile, tuple(keyframe.shaped))
+
+    @property
+    def chunk(self) -> Index:
+        axes = range(len(self.arrangement.shape))
+        return self.arrangement.chunk4([self.tile[self.page_axes[i]] if i in self.page_axes else 1 for i in axes])
+
+    def page_number(self, slices: tuple[slice, ...]) -> int:
+        """Number of the page within the series."""
+        number = 0
+        for i, n in enumerate(self.arrangement.shape):
+            if i not in self.page_axes:
+                number = number * n + slices[i].start
+        return number
+
+    def within_page(self, slices: tuple[slice, ...]) -> tuple[slice, ...]:
+        """The part of a page's five axes."""
+        result = [slice(0, 1)] * 5
+        for i, k in self.page_axes.items():
+            result[k] = slices[i]
+        return tuple(result)
+
+    def segment_number(self, part: tuple[slice, ...]) -> int:
+        """Number of the strip or tile that begins at that part of a page."""
+        number = 0
+        for position, size, n in list(zip(part, self.tile, self.page, strict=True))[:4]:
+            number = number * -(-n // size) + position.start // size
+        return number
+
+    def to_4d(self, pixels: np.ndarray, slices: tuple[slice, ...]) -> np.ndarray:
+        """Pixels over a page's five axes as (c, z, y, x)."""
+        sizes = [s.stop - s.start for s in slices]
+        return self.arrangement.to_4d(pixels.reshape(sizes))
+
+
+def _match(shape: tuple[int, ...], page: tuple[int, ...]) -> dict[int, int] | None:
+    """Which axes of the series are those of a page, from the last on; None where they do not agree."""
+    within, i = {}, len(shape) - 1
+    for k in reversed(range(5)):
+        if page[k] == 1:
+            continue
+        while i >= 0 and shape[i] == 1:
+            i -= 1
+        if i < 0 or shape[i] != page[k]:
+            return None
+        within[i] = k
+        i -= 1
+    return within
+
+
+def _rename(
+    shape: tuple[int, ...], names: str, within: dict[int, int], axes: str, what: str
+) -> tuple[tuple[int, ...], str, dict[int, int]]:
+    """The axes that the caller named, for all axes or for those longer than 1."""
+    if len(axes) == len(shape):
+        return shape, given_axes(axes, shape, what), within
+    kept = [i for i, (a, n) in enumerate(zip(names, shape, strict=True)) if n > 1 or a in "YX"]
+    short = tuple(shape[i] for i in kept)
+    return short, given_axes(axes, short, what), {kept.index(i): k for i, k in within.items() if i in kept}
+
+
+def lookup_table(keyframe: Any) -> np.ndarray | None:
+    """The colours (3, n) uint8 of a palette image, else None."""
+    if keyframe.photometric != tifffile.PHOTOMETRIC.PALETTE or keyframe.samplesperpixel != 1:
+        return None
+    table = keyframe.colormap
+    if table is None or table.ndim != 2 or len(table) != 3 or keyframe.dtype.kind not in "bu":
+        return None
+    return (table >> 8 if table.max() > 255 else table).astype(np.uint8)
+
+
+class TiffSource:
+    """Strips or tiles, decoded one by one."""
+
+    def __init__(self, file: tifffile.TiffFile, series: Any, layout: PageLayout, metadata: Metadata) -> None:
+        self.file, self.series, self.layout, self.metadata = file, series, layout, metadata
+        self.keyframe = series.keyframe
+        self.size = file.filehandle.size
+        self.dtype = native(np.dtype(series.dtype), file.filename)
+        self.chunk = layout.chunk
+        self.shape = layout.arrangement.shape4
+        self.table = lookup_table(self.keyframe) if self.shape[0] == 1 else None
+        if self.table is not None:
+            self.shape, self.chunk = (3, *self.shape[1:]), (3, *self.chunk[1:])
+            self.dtype = self.table.dtype
+        self._refuse_unsupported()
+
+    def _refuse_unsupported(self) -> None:
+        size = math.prod(self.layout.tile) * np.dtype(self.series.dtype).itemsize
+        if size > LARGEST_CHUNK:
+            raise ValueError(f"{self.file.filename}: a strip or tile of {size} bytes {self.layout.tile[1:]}")
+        try:
+            self.keyframe.decode(None, 0)
+        except Exception as error:  # tifffile answers so where it cannot decode
+            raise ValueError(
+                f"{self.file.filename}: cannot be decoded (compression {_name(self.keyframe.compression)}): "
+                f"{one_line(error)}"
+            ) from error
+        if not self.keyframe.dataoffsets:
+            raise ValueError(f"{self.file.filename}: says nowhere where its pixels are")
+
+    def _locate(self, at: Index) -> tuple[tuple[slice, ...], Any, int]:
+        """The part of the series, the page and the number of the strip or tile."""
+        slices = self.layout.arrangement.slices((0, *at[1:]) if self.table is not None else at, self._chunk)
+        page = self.series[self.layout.page_number(slices)]
+        return slices, page, self.layout.segment_number(self.layout.within_page(slices))
+
+    @property
+    def _chunk(self) -> Index:
+        return self.chunk if self.table is None else (1, *self.chunk[1:])
+
+    def decode(self, at: Index) -> np.ndarray:
+        slices, page, number = self._locate(at)
+        part = self.layout.within_page(slices)
+        extent = tuple(s.stop - s.start for s in part)
+        try:
+            segment = self._segment(page, number)
+        except Exception as error:  # decoders answer damage with any of Python's errors
+            kind = "tile" if self.keyframe.is_tiled else "strip"
+            where = getattr(page, "index", self.layout.page_number(slices))
+            raise ImageReadError(
+                f"{self.file.filename}: page {where}, {kind} {number} cannot be decoded: "
+                f"{type(error).__name__}: {one_line(error)}"
+            ) from error
+        if segment is None:
+            pixels = np.full(extent, self.keyframe.nodata, self.series.dtype)
+        else:
+            pixels = self._clip(segment, extent)
+        result = self.layout.to_4d(pixels, slices)
+        return result if self.table is None else self.table[:, result[0].astype(np.intp)]
+
+    def _segment(self, page: Any, number: int) -> np.ndarray | None:
+        """The strip or tile (depth, rows, columns, samples); None where it is not stored."""
+        data = self._stored(page, number)
+        if data is None:
+            return None
+        options: dict[str, Any] = {}
+        if page.jpegtables is not None:
+            options["jpegtables"] = page.jpegtables
+        if self.keyframe.jpegheader is not None:
+            options["jpegheader"] = self.keyframe.jpegheader
+        segment: np.ndarray = self.keyframe.decode(data, number, **options)[0]
+        return segment
+
+    def _stored(self, page: Any, number: int) -> bytes | None:
+        if page is None or number >= len(page.dataoffsets) or number >= len(page.databytecounts):
+            return None
+        offset, count = page.dataoffsets[number], page.databytecounts[number]
+        if offset == 0 or count == 0:
+            return None
+        handle = page.parent.filehandle
+        if handle.closed:  # a further file of an OME-TIFF
+            handle.open()
+        if offset >= handle.size:
+            raise ImageReadError(f"lies at {offset}, beyond the end of the file ({handle.size} bytes)")
+        return os.pread(handle.fileno(), min(count, handle.size - offset), offset)
+
+    def _clip(self, segment: np.ndarray, extent: tuple[int, ...]) -> np.ndarray:
+        _, d, h, w, c = extent
+        pixels = segment[:d, :h, :w, :c]
+        if pixels.shape != (d, h, w, c):
+            raise ImageReadError(f"{self.file.filename}: a strip or tile holds {segment.shape}, not {extent[1:]} pixels")
+        if pixels.dtype != self.series.dtype:
+            pixels = pixels.astype(self.series.dtype)
+        return pixels[np.newaxis]
+
+    def sample(self, at: Index) -> bytes:
+        _, page, number = self._locate(at)
+        return self._stored(page, number) or b""
+
+    def close(self) -> None:
+        self.file.close()
+
+
+def _name(compression: int) -> str:
+    return getattr(compression, "name", None) or str(int(compression))
