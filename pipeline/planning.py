@@ -10,12 +10,13 @@ import torch
 
 from pipeline.config import Options
 from pipeline.network.loading import Network
-from pipeline.network.receptive_field import fails_at, forward_bytes, least_size, receptive_field
+from pipeline.network.memory import forward_bytes
+from pipeline.network.receptive_field import fails_at, least_size, receptive_field
 from pipeline.storage.image import Image
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.grid import Grid, Layout, build_layout
 from pipeline.tiling.plan import Plan, check_core, choose_core
-from pipeline.worker import DTYPES, prepared
+from pipeline.worker import DTYPES
 
 INTERPRETER = 300_000_000
 """Bytes that a worker's interpreter and libraries take before it does anything."""
@@ -88,7 +89,7 @@ def cache_bytes(options: Options) -> int:
 
 
 def pick_device(device: str) -> str:
-    """"auto" is CUDA where there is one. Raises ValueError where CUDA is asked for and missing."""
+    """ "auto" is CUDA where there is one. Raises ValueError where CUDA is asked for and missing."""
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise ValueError("device cuda: this machine's torch sees no GPU; use --device cpu or auto")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,7 +50,7 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
 
     @lru_cache(maxsize=1)
     def module(precision: str) -> torch.nn.Module | None:
-        return None if job.network is None else prepared(job.network.module, precision, job.device)
+        return None if job.network is None else job.network.to(job.device, DTYPES[precision])
 
     @lru_cache(maxsize=2)
     def opened(number: int) -> Worker:
@@ -144,19 +143,13 @@ class Model:
             self.plan.field.extended(*self.plan.size),
             self.plan.window,
             lambda window: self.logits(self.pixels(window, tile.plane)).cpu().numpy(),
+            alignment=self.plan.field.alignment,
         )
         return torch.from_numpy(average)
 
     def _with_axes(self, values: np.ndarray) -> np.ndarray:
         """(c, y, x) or (y, x) with the output's own axes."""
         return values[..., None, :, :] if "z" in self.plan.layout.axes else values
-
-
-def prepared(module: torch.nn.Module, precision: str, device: str) -> torch.nn.Module:
-    """The module in the precision and on the device; a copy where the caller's own would be changed."""
-    if precision == "float32" and device == "cpu":
-        return module
-    return copy.deepcopy(module).to(device, DTYPES[precision])
 
 
 def extend_to(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from pipeline.network import arranging, mixing, sliding  # noqa: F401  (they fill the table of operations)
 from pipeline.network.graph import Graph, Node, references
-from pipeline.network.layouts import AXES, Dimension, Factor, NotLocal, Rows, Sizes, Tracked, Unknown, axes_of, plain
+from pipeline.network.layouts import AXES, Dimension, Factor, NotLocal, Rows, Sizes, Tracked, Unknown, plain, size
 from pipeline.network.operations import Call, Lost, Outputs, rule_of
 
 
@@ -42,11 +43,9 @@ def analyse(first: Graph, second: Graph) -> Analysis:
 
     The same capture twice is for networks that accept one size only: what grows with the image is not known then.
     """
-    batch, channels, *image = (tuple(s) for s in zip(first.shapes[first.input], second.shapes[second.input], strict=True))
-    rows = {axis: Rows((sizes[0], sizes[1]), rate=ONE) for axis, sizes in zip(AXES, image, strict=True)}
-    layout: list[Dimension] = [plain((1, 1)), plain((channels[0], channels[1]))]
-    layout += [(Factor(axis, rows[axis].sizes),) for axis in AXES]
-    del batch
+    shape = [(a, b) for a, b in zip(first.shapes[first.input], second.shapes[second.input], strict=True)]
+    rows = {axis: Rows(axis, sizes, rate=Fraction(1)) for axis, sizes in zip(AXES, shape[2:], strict=True)}
+    layout = [plain(shape[0]), plain(shape[1]), *((Factor(axis, rows[axis].sizes),) for axis in AXES)]
     analysis = Analysis(rows)
     values: dict[int, Tracked | None] = {first.input: Tracked(tuple(layout), dict(rows))}
     seen: set[Rows] = set(rows.values())
@@ -96,14 +95,31 @@ def _guess(call: Call, output: int, operands: list[Tracked]) -> Tracked | None:
     layout: list[Dimension] = []
     rows: dict[str, Rows] = {}
     for dimension, sizes in zip(like.layout, shape, strict=True):
-        axes = axes_of(dimension)
-        if len(axes) == 1 and sizes != (1, 1) and len(dimension) == 1:
-            axis = dimension[0].axis
-            same = like.rows[axis].sizes == sizes
-            rows[axis] = like.rows[axis] if same else Rows(sizes, rate=_nominal(like.rows[axis], sizes))
-            layout.append((Factor(axis, sizes),))
-        elif axes and sizes == _sizes(dimension):
+        if sizes == size(dimension):
             layout.append(dimension)
+        elif len(dimension) == 1 and dimension[0].axis and sizes != (1, 1):
+            axis = dimension[0].axis
+            layout.append((Factor(axis, sizes),))
+            rows[axis] = _resized(like.rows[axis], sizes)
         else:
             layout.append(plain(sizes))
     return like.arranged(layout, rows)
+
+
+def _resized(rows: Rows, sizes: Sizes) -> Rows:
+    ratios = {Fraction(a, b) for a, b in zip(sizes, rows.sizes, strict=True)}
+    rate = rows.rate * ratios.pop() if rows.rate is not None and len(ratios) == 1 else None
+    return Rows(rows.axis, sizes, rate=rate)
+
+
+def _all_follow(results: list[Tracked | None], seen: set[Rows]) -> bool:
+    """Whether all rows that an operation made grow with the image as they should; adds them to `seen`."""
+    follows = True
+    todo = [rows for result in results if result is not None for rows in result.rows.values()]
+    while todo:
+        rows = todo.pop()
+        if rows not in seen:
+            seen.add(rows)
+            follows &= rows.follows
+            todo += [source for _, source in rows.sources]
+    return follows

@@ -282,7 +282,11 @@ def index(call: Call) -> Outputs:
 
 def _outer(lines: list[set[int]]) -> bool:
     """Each index runs along a dimension of its own, in order: rows times columns."""
-    return all(len(line) == 1 for line in lines) and lines == sorted(lines, key=min) and len(set().union(*lines)) == len(lines)
+    return (
+        all(len(line) == 1 for line in lines)
+        and lines == sorted(lines, key=min)
+        and len(set().union(*lines)) == len(lines)
+    )
 
 
 def _pick(image: Tracked, dim: int, positions: tuple[torch.Tensor, torch.Tensor]) -> Tracked:

@@ -36,6 +36,7 @@ _order = itertools.count()
 class Rows:
     """The rows (or columns) of one tensor, and which rows of others they are computed from."""
 
+    axis: str
     sizes: Sizes
     sources: tuple[tuple[Relation, Rows], ...] = ()
     rate: Fraction | None = None
@@ -51,11 +52,11 @@ class Rows:
             return self
         grown = (self.sizes[1] - self.sizes[0]) * relation.rate
         rate = None if self.rate is None else self.rate * relation.rate
-        return Rows(sizes, ((relation, self),), rate, follows=sizes[1] - sizes[0] == grown)
+        return Rows(self.axis, sizes, ((relation, self),), rate, follows=sizes[1] - sizes[0] == grown)
 
     def independent(self) -> Rows:
         """As many rows, computed from nothing."""
-        return Rows(self.sizes, (), self.rate)
+        return Rows(self.axis, self.sizes, (), self.rate)
 
 
 def union(rows: Iterable[Rows]) -> Rows:
@@ -64,7 +65,8 @@ def union(rows: Iterable[Rows]) -> Rows:
     if len(distinct) == 1:
         return distinct[0]
     rates = {r.rate for r in distinct}
-    return Rows(distinct[0].sizes, tuple((SAME, r) for r in distinct), rates.pop() if len(rates) == 1 else None)
+    rate = rates.pop() if len(rates) == 1 else None
+    return Rows(distinct[0].axis, distinct[0].sizes, tuple((SAME, r) for r in distinct), rate)
 
 
 class Factor(NamedTuple):

@@ -116,7 +116,7 @@ def _check_example_inputs(data: bytes) -> None:
 
 
 def _globals(pickled: bytes) -> Iterator[str]:
-    """"module name" of all that the pickle would import; opcodes that hide the name give their own."""
+    """ "module name" of all that the pickle would import; opcodes that hide the name give their own."""
     for opcode, argument, _ in pickletools.genops(pickled):
         if opcode.name == "GLOBAL":
             yield str(argument)
@@ -182,7 +182,10 @@ def _check_expression(text: str) -> None:
         allowed = (
             isinstance(node, (*arithmetic, ast.keyword, ast.Load))
             or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FUNCTIONS)
-            or (isinstance(node, ast.Name) and (node.id in FUNCTIONS or re.fullmatch(r"[a-z]\w*\d+|true|false|oo", node.id)))
+            or (
+                isinstance(node, ast.Name)
+                and (node.id in FUNCTIONS or re.fullmatch(r"[a-z]\w*\d+|true|false|oo", node.id))
+            )
             or (isinstance(node, ast.Constant) and re.fullmatch(r"-?[\w.]+", str(node.value)))
         )
         if not allowed:
@@ -197,7 +200,9 @@ def _check_tree(text: str) -> None:
         raise ValueError(f"packing {text[:80]!r} is not valid JSON") from None
     for part in _objects(schema):
         if part.get("type") not in TREES or not re.fullmatch(r'[\w\s",.\[\]-]*', str(part.get("context"))):
-            raise ValueError(f"inputs or outputs are packed in {part.get('type')!r}: export with tensors, tuples, dicts")
+            raise ValueError(
+                f"inputs or outputs are packed in {part.get('type')!r}: export with tensors, tuples, dicts"
+            )
 
 
 def _written(records: dict[str, bytes]) -> io.BytesIO:

@@ -1,13 +1,12 @@
 """What one output of a network sees of its input, derived from the network's graph.
 
 The network is recorded at two image sizes. Going forwards, each operation's rule says where rows and columns lie in
-its result and from which rows of its operands they come; a number that grows with the image is told from one that
-does not by the two sizes. Going backwards, the demand of every output row is followed to the image, on a map large
-enough to have an inside, borders included.
+its result and from which rows of its operands they come (`analysis`). Going backwards, the demand of every output row
+is followed to the image, on a map that is large enough to have an inside, borders included (`reach`).
 
-A read gives the same result as the whole image where it holds (1) the rows that an output is computed from and
-(2) enough rows for everything in between to exist: a row that a layer would find cut off at the read's edge, and
-replace by padding, is as wrong as a missing one.
+A read gives the same result as the whole image where it holds the rows from which an output is computed, and enough
+rows for everything in between to exist: a row that a layer would find cut off at the read's edge, and replace by
+padding, is as wrong as a missing one.
 """
 
 from __future__ import annotations
@@ -16,23 +15,172 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 
-import numpy as np
 import torch
 from torch import nn
 
-from pipeline.network import arranging, mixing, sliding  # noqa: F401  (they fill the table of operations)
-from pipeline.network.graph import CaptureError, Graph, Node, capture
-from pipeline.network.layouts import (
-    AXES,
-    Factor,
-    NotLocal,
-    Rows,
-    Sizes,
-    Tracked,
-    Unknown,
-    axes_of,
-    plain,
-)
-from pipeline.network.operations import Call, Lost, rule_of
-from pipeline.network.relations import Demand, demanded, unite
+from pipeline.network.analysis import Analysis, analyse, same_operations
+from pipeline.network.graph import CaptureError, Graph, capture
+from pipeline.network.layouts import Rows
+from pipeline.network.reach import axis_field
 from pipeline.tiling.geometry import ReceptiveField
+
+UNITS = (32, 84, 48, 60, 112)
+"""Captures are made at multiples of these: strides of 2, else 3, 7, 14, else ..."""
+MULTIPLES = (2, 4, 7, 18)
+FIXED = (224, 256, 384, 512)
+"""Sizes that networks of a fixed input size tend to want."""
+LARGEST_ALIGNMENT = 4096
+
+
+class UnknownOperation(ValueError):
+    """The analysis does not know an operation of the network, and never guesses."""
+
+
+def receptive_field(module: nn.Module, channels: int, shape: tuple[int, int] | None = None) -> ReceptiveField:
+    """The receptive field of a network that takes (1, channels, y, x); `shape` is a size (y, x) that it accepts.
+
+    A network with operations that are not local gets its field with them named, and reach 0.
+
+    Raises:
+        UnknownOperation: its sole obstacle is an operation that the analysis does not know.
+        ValueError: it fails on every size that was tried, or does not map one image to one image.
+    """
+    unit, tries = None, 3
+    while True:
+        first, second = captures(module, channels, shape, unit)
+        analysis = analyse(first, second)
+        alignment = _alignment(analysis)
+        sizes = [n for rows in analysis.image.values() for n in rows.sizes]
+        unit = math.lcm(*alignment)
+        tries -= 1
+        if all(n % unit == 0 for n in sizes) or first is second or tries == 0 or unit > LARGEST_ALIGNMENT:
+            break
+    if analysis.not_local or first is second:
+        return _not_local(analysis, alignment)
+    if analysis.unknown:
+        raise UnknownOperation(f"{'; '.join(analysis.unknown)}; --reach N declares the receptive field by hand")
+    if any(n % unit for n in sizes):
+        raise ValueError(f"no alignment of at most {LARGEST_ALIGNMENT} pixels was found; --reach N declares it by hand")
+    return _local(analysis, alignment)
+
+
+def captures(
+    module: nn.Module, channels: int, shape: tuple[int, int] | None = None, unit: int | None = None
+) -> tuple[Graph, Graph]:
+    """The network recorded at two sizes, different in height and in width, that are multiples of `unit`.
+
+    Twice the same capture where it accepts one size only.
+
+    Raises:
+        ValueError: it fails on every size that was tried.
+    """
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    failed: dict[tuple[int, int], CaptureError] = {}
+    differs: str | None = None
+    for step, times in _steps(unit):
+        sizes = [(step * times, step * (times + 1)), (step * (times + 1), step * (times + 2))]
+        try:
+            first, second = (capture(module, (channels, *size), dtype) for size in sizes)
+        except CaptureError as error:
+            failed[sizes[0]] = error
+            continue
+        differs = same_operations(first, second)
+        if differs is None:
+            return first, second
+    if differs is not None:
+        raise UnknownOperation(f"{differs}: the network runs other operations on images of another size")
+    for size in ([shape] if shape else []) + [(n, n) for n in FIXED]:
+        try:
+            graph = capture(module, (channels, *size), dtype)
+        except CaptureError as error:
+            failed[size] = error
+            continue
+        return graph, graph
+    raise ValueError(_failure(module, failed))
+
+
+def _steps(unit: int | None) -> Iterator[tuple[int, int]]:
+    if unit is not None:
+        step = unit * math.ceil(UNITS[0] / unit)
+        yield from ((step, times) for times in (2, 4, 7, 12) if step * times < 1000 or times == 2)
+        return
+    yield from ((UNITS[0], times) for times in MULTIPLES)
+    yield from ((step, 3) for step in UNITS[1:])
+
+
+def _failure(module: nn.Module, failed: dict[tuple[int, int], CaptureError]) -> str:
+    if any(isinstance(m, nn.Conv3d) for m in module.modules()):
+        if not any(isinstance(m, nn.Conv2d) for m in module.modules()):
+            return "the network is three-dimensional (Conv3d); only networks that take (c, y, x) are supported"
+    size, error = next(iter(failed.items()))
+    tried = ", ".join(f"{y} x {x}" for y, x in failed)
+    where = f" in {error.path}" if error.path else ""
+    return f"the network fails on every size that was tried ({tried}); on {size[0]} x {size[1]}{where}: {error}"
+
+
+def _alignment(analysis: Analysis) -> tuple[int, int]:
+    """Per axis, the least number of the image's rows that is a whole number of rows everywhere in the network."""
+    parts: dict[str, list[int]] = {"y": [], "x": []}
+    for rows in analysis.everything:
+        if rows.rate is not None:
+            parts[rows.axis].append(rows.rate.denominator)
+    y, x = (math.lcm(*parts[axis]) for axis in ("y", "x"))
+    return y, x
+
+
+def _output_rows(analysis: Analysis) -> dict[str, Rows]:
+    """Rows and columns of the output.
+
+    Raises:
+        ValueError: it is not (1, classes, y, x).
+    """
+    output = analysis.output
+    assert output is not None
+    axes = [[f.axis for f in dimension] for dimension in output.layout]
+    if len(axes) == 4:
+        output = output.resolved(2).resolved(3)
+        axes = [[f.axis for f in dimension] for dimension in output.layout]
+    if len(axes) != 4 or axes[2:] != [["y"], ["x"]] or "y" in axes[1] or "x" in axes[1]:
+        shape = tuple(a for a, _ in output.sizes)
+        raise ValueError(
+            f"the network's output has shape {shape} for an image of "
+            f"{analysis.image['y'].sizes[0]} x {analysis.image['x'].sizes[0]}, and is not (1, classes, y, x)"
+        )
+    return output.rows
+
+
+def _local(analysis: Analysis, alignment: tuple[int, int]) -> ReceptiveField:
+    output = _output_rows(analysis)
+    y, x = (axis_field(analysis.image[a], output[a], n) for a, n in zip(("y", "x"), alignment, strict=True))
+    return ReceptiveField(
+        before=(y.before, x.before),
+        after=(y.after, x.after),
+        alignment=alignment,
+        rate=(y.rate, x.rate),
+        surplus=(y.surplus, x.surplus),
+        offset=(y.offset, x.offset),
+    )
+
+
+def _not_local(analysis: Analysis, alignment: tuple[int, int]) -> ReceptiveField:
+    """What can be said of a network that sees the whole image: what makes it so, and its output's size."""
+    named = list(dict.fromkeys(analysis.not_local + analysis.unknown))
+    images = analysis.image["y"].sizes, analysis.image["x"].sizes
+    if images[0][0] == images[0][1]:
+        named.append(f"network: fixed size: it works on images of {images[0][0]} x {images[1][0]} only")
+    rates, surplus = [], []
+    for axis, image in zip(("y", "x"), images, strict=True):
+        rows = analysis.output.rows.get(axis) if analysis.output is not None else None
+        sizes = rows.sizes if rows is not None else image
+        grows = image[0] != image[1] and sizes[0] != sizes[1]
+        rate = Fraction(sizes[1] - sizes[0], image[1] - image[0]) if grows else Fraction(sizes[0], image[0])
+        rates.append(rate)
+        surplus.append(int(sizes[0] - rate * image[0]))
+    return ReceptiveField(
+        before=(0, 0),
+        after=(0, 0),
+        alignment=alignment,
+        rate=(rates[0], rates[1]),
+        surplus=(surplus[0], surplus[1]),
+        nonlocal_operations=tuple(named),
+    )

@@ -91,7 +91,9 @@ def pool(call: Call) -> Outputs:
     return [result, Tracked(result.layout, result.rows, pooled=back)]
 
 
-@rule("adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+@rule(
+    "adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d"
+)
 def adaptive_pool(call: Call) -> Outputs:
     image = call.tracked("self")
     shape = call.shape()
@@ -115,10 +117,7 @@ def unpool(call: Call) -> Outputs:
         raise Unknown("its indices do not come straight from a pooling")
     shape = call.shape()
     relations = {
-        dim: indices.pooled[axis]
-        for dim in last(image, 2)
-        for axis in image.axes([dim])
-        if axis in indices.pooled
+        dim: indices.pooled[axis] for dim in last(image, 2) for axis in image.axes([dim]) if axis in indices.pooled
     }
     return call.combined([image.moved(relations, shape), indices.moved(relations, shape)], [])
 
@@ -193,7 +192,9 @@ def shuffle(call: Call) -> Outputs:
     if image.axes([-3]):
         raise Unknown("shuffles rows or columns that lie in the channels")
     relation: Relation
-    relation = repeat(call.get("upscale_factor")) if call.name == "pixel_shuffle" else block(call.get("downscale_factor"))
+    relation = (
+        repeat(call.get("upscale_factor")) if call.name == "pixel_shuffle" else block(call.get("downscale_factor"))
+    )
     moved = image.moved({dim: relation for dim in last(image, 2)}, shape)
     return moved.arranged([*moved.layout[:-3], plain(shape[-3]), *moved.layout[-2:]])
 
@@ -202,9 +203,7 @@ def shuffle(call: Call) -> Outputs:
 def windows(call: Call) -> Outputs:
     """Windows as columns: (n, c, y, x) -> (n, c * kernel, windows)."""
     image, shape = call.tracked("self"), call.shape()
-    kernel, stride, dilation, padding = (
-        each(call.get(n), 2) for n in ("kernel_size", "stride", "dilation", "padding")
-    )
+    kernel, stride, dilation, padding = (each(call.get(n), 2) for n in ("kernel_size", "stride", "dilation", "padding"))
     relations: dict[int, Relation] = {
         dim: Window(kernel[i], stride[i], dilation[i], padding[i]) for i, dim in enumerate(last(image, 2))
     }
@@ -221,9 +220,7 @@ def windows(call: Call) -> Outputs:
 def unwindows(call: Call) -> Outputs:
     """The sum of windows that were taken apart: (n, c * kernel, windows) -> (n, c, y, x)."""
     columns, shape = call.tracked("self"), call.shape()
-    kernel, stride, dilation, padding = (
-        each(call.get(n), 2) for n in ("kernel_size", "stride", "dilation", "padding")
-    )
+    kernel, stride, dilation, padding = (each(call.get(n), 2) for n in ("kernel_size", "stride", "dilation", "padding"))
     if columns.axes(range(columns.ndim - 1)) or [f.axis for f in columns.layout[-1]] != ["y", "x"]:
         raise Unknown("its windows are not in row-major order")
     image = columns.arranged([*columns.layout[:-1], *((factor,) for factor in columns.layout[-1])])

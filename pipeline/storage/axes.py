@@ -71,7 +71,9 @@ class Arrangement:
         Raises ValueError for axes without Y and X, or a size of 0.
         """
         if "Y" not in axes or "X" not in axes or axes.count("Y") > 1 or axes.count("X") > 1:
-            raise ValueError(f"unsupported axes {axes!r} of shape {shape}: an image needs Y and X (name them with --axes)")
+            raise ValueError(
+                f"unsupported axes {axes!r} of shape {shape}: an image needs Y and X (name them with --axes)"
+            )
         if 0 in shape:
             raise ValueError(f"the image is empty: shape {shape}, axes {axes!r}")
         roles: dict[str, list[int]] = {"C": [], "Z": [], "Y": [], "X": []}

@@ -229,7 +229,7 @@ class Image:
     # Identity, and opening anew
 
     def identity(self) -> str:
-        """"sha256:..." of size, shape, dtype and 64 chunks, the same wherever the file lies; of all of an array."""
+        """ "sha256:..." of size, shape, dtype and 64 chunks, the same wherever the file lies; of all of an array."""
         if self._identity is None:
             with self._lock:
                 self._identity = "sha256:" + _identity(self._source)

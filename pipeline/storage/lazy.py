@@ -39,7 +39,9 @@ def as_dask(image: Image, source: Source) -> Any:
 
     c, z, y, x = _chunks(source)
     chunks = (c, z, y, x) if len(image.shape) == 4 else (c, y, x)
-    return da.from_array(Window(image), chunks=chunks, name=False, asarray=False, lock=False, meta=np.empty(0, image.dtype))
+    return da.from_array(
+        Window(image), chunks=chunks, name=False, asarray=False, lock=False, meta=np.empty(0, image.dtype)
+    )
 
 
 def _chunks(source: Source) -> tuple[int, int, int, int]:

@@ -281,7 +281,9 @@ class TiffSource:
         _, d, h, w, c = extent
         pixels = segment[:d, :h, :w, :c]
         if pixels.shape != (d, h, w, c):
-            raise ImageReadError(f"{self.file.filename}: a strip or tile holds {segment.shape}, not {extent[1:]} pixels")
+            raise ImageReadError(
+                f"{self.file.filename}: a strip or tile holds {segment.shape}, not {extent[1:]} pixels"
+            )
         if pixels.dtype != self.series.dtype:
             pixels = pixels.astype(self.series.dtype)
         return pixels[np.newaxis]

@@ -1,0 +1,57 @@
+"""How much memory a forward pass takes, from the tensors that are alive while it runs."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pipeline.tiling.geometry import ReceptiveField
+
+_measured: weakref.WeakKeyDictionary[nn.Module, float] = weakref.WeakKeyDictionary()
+
+
+class _Alive(TorchDispatchMode):
+    """Bytes of all results that are still referred to; a convolution also holds its operands once reordered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage._cdata in self.seen:
+                continue
+            self.seen.add(storage._cdata)
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+        scratch = 0
+        if "convolution" in func.name():
+            scratch = sum(t.numel() * t.element_size() for t in (*tensors, args[0]))
+        self.peak = max(self.peak, self.now + scratch)
+        return result
+
+    def _free(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.now -= size
+
+
+def forward_bytes(
+    module: nn.Module, channels: int, field: ReceptiveField, read: tuple[int, int], dtype: torch.dtype
+) -> int:
+    """Peak bytes of a forward pass over a read of that many rows and columns, above the weights."""
+    if module not in _measured:
+        side = [max(a, 256 // a * a) for a in field.alignment]
+        with torch.inference_mode(), _Alive() as alive:
+            module(torch.zeros(1, channels, *side))
+        _measured[module] = alive.peak / (side[0] * side[1])
+    width = torch.finfo(dtype).bits / 32
+    return int(_measured[module] * read[0] * read[1] * width)
