@@ -15,8 +15,8 @@ RGB = tuple[int, int, int]
 Pixels = NDArray[np.uint8]
 """Colours (h, w, 3)."""
 
-FIRST_CLASS = (54, 232, 124)
-FILL = 0.38
+FIRST_CLASS = (40, 240, 70)
+FILL = 0.42
 """How much of a class's colour covers the image; its outline covers it whole."""
 LEAST_SPACING = 6
 """Edges of tiles closer than that many pixels of the picture are not drawn."""
@@ -59,27 +59,33 @@ def to_rgb(image: NDArray[Any], limits: NDArray[np.float64]) -> Pixels:
         values = np.repeat(values, 3, axis=0)
     elif len(values) == 2:
         values = values[[1, 0, 1]]
-    colours: Pixels = np.moveaxis(np.asarray(np.round(values * 255), np.uint8), 0, -1)
-    return colours
+    return np.moveaxis(np.asarray(np.round(values * 255), np.uint8), 0, -1)
 
 
-def overlay(image: Pixels, mask: NDArray[Any], colours: Sequence[RGB]) -> Pixels:
+def faded(image: Pixels) -> Pixels:
+    """The image with half of its colour taken out, so that the colours of classes stand out on it."""
+    grey = image.mean(axis=2, keepdims=True, dtype=np.float32)
+    return np.asarray(np.round(0.5 * image + 0.5 * grey), np.uint8)
+
+
+def overlay(image: Pixels, mask: NDArray[Any], colours: Sequence[RGB], thickness: int = 1) -> Pixels:
     """The image with each class but 0 tinted in its colour, outlined where another class begins."""
     table = np.array(colours, np.float32)[np.minimum(mask, len(colours) - 1).astype(np.intp)]
     share = np.where(mask > 0, np.float32(FILL), np.float32(0))
-    share[(mask > 0) & _edges(mask)] = 1
+    share[(mask > 0) & _edges(mask, thickness)] = 1
     mixed = image * (1 - share[..., None]) + table * share[..., None]
-    return np.round(mixed).astype(np.uint8)
+    return np.asarray(np.round(mixed), np.uint8)
 
 
-def _edges(mask: NDArray[Any]) -> NDArray[np.bool_]:
-    """Pixels that have a neighbour of another class above, below, left or right."""
+def _edges(mask: NDArray[Any], thickness: int) -> NDArray[np.bool_]:
+    """Pixels that see another class within `thickness` pixels above, below, left or right."""
     edges = np.zeros(mask.shape, bool)
-    down, right = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
-    edges[1:] |= down
-    edges[:-1] |= down
-    edges[:, 1:] |= right
-    edges[:, :-1] |= right
+    for by in range(1, thickness + 1):
+        down, right = mask[by:] != mask[:-by], mask[:, by:] != mask[:, :-by]
+        edges[by:] |= down
+        edges[:-by] |= down
+        edges[:, by:] |= right
+        edges[:, :-by] |= right
     return edges
 
 

@@ -10,10 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.stitching.drawing import RGB, Pixels, contrast, draw_box, draw_lines, overlay, palette, resize, to_rgb
+from pipeline.stitching.drawing import (
+    RGB,
+    Pixels,
+    contrast,
+    draw_box,
+    draw_lines,
+    faded,
+    overlay,
+    palette,
+    resize,
+    to_rgb,
+)
 from pipeline.tiling.geometry import Interval, Region
 
-SIDE = 1024
+SIDE = 768
 """Largest side of the image in the preview."""
 SMALL, THIN = 480, 12
 """An image is enlarged to about the first, and no side is drawn thinner than the second."""
@@ -84,7 +95,7 @@ def compose(
     scale = height / size[0], width / size[1]
     panels = [plain, plain.copy()]
     if mask is not None:
-        panels[1] = overlay(plain, _placed(mask, extent, size, shown), colours)
+        panels[1] = overlay(faded(plain), _placed(mask, extent, size, shown), colours)
     draw_lines(panels[1], lines, scale)
     captions = ["image", "result and tiles"]
     if detail is not None:
@@ -123,12 +134,12 @@ def _detail(
     lines: tuple[Sequence[int], Sequence[int]],
     shown: tuple[int, int],
 ) -> Pixels:
-    """The third panel: enlarged by a whole number to about the height of the others, with the edges of tiles in it."""
+    """The third panel: enlarged to the largest side of the others, with the edges of tiles in it."""
     height, width = detail.region.shape
-    times = max(1, max(shown) // max(height, width, 1))
-    to = max(THIN, height * times), max(THIN, width * times)
+    times = max(1.0, max(shown) / max(height, width, 1))
+    to = max(THIN, round(height * times)), max(THIN, round(width * times))
     plain = resize(to_rgb(detail.pixels, limits), to)
-    panel = overlay(plain, resize(detail.mask, to), colours)
+    panel = overlay(plain, resize(detail.mask, to), colours, thickness=max(1, round(times / 2)))
     axes = detail.region.y, detail.region.x
     inside = [[e - i.start for e in edges if i.start < e < i.stop] for edges, i in zip(lines, axes, strict=True)]
     draw_lines(panel, (inside[0], inside[1]), (to[0] / height, to[1] / width))
