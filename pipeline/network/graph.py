@@ -147,6 +147,11 @@ def device_of(module: nn.Module) -> torch.device:
     return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
 
 
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The floating-point type of the module's weights; float32 where it has none."""
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+
+
 def probe(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """An input of fixed pseudo-random values in [0, 1), without touching torch's own generator."""
     generator = torch.Generator().manual_seed(0)

@@ -15,11 +15,10 @@ import math
 from collections.abc import Iterator
 from fractions import Fraction
 
-import torch
 from torch import nn
 
 from pipeline.network.analysis import Analysis, analyse, same_operations
-from pipeline.network.graph import CaptureError, Graph, capture
+from pipeline.network.graph import CaptureError, Graph, capture, dtype_of
 from pipeline.network.layouts import Rows
 from pipeline.network.reach import axis_field
 from pipeline.tiling.geometry import ReceptiveField
@@ -74,7 +73,7 @@ def captures(
     Raises:
         ValueError: it fails on every size that was tried.
     """
-    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    dtype = dtype_of(module)
     failed: dict[tuple[int, int], CaptureError] = {}
     differs: str | None = None
     for step, times in _steps(unit):
