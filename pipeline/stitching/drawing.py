@@ -23,11 +23,11 @@ LEAST_SPACING = 6
 
 
 def palette(classes: int) -> list[RGB]:
-    """A colour for each class: black for class 0, then hues that differ from their neighbours."""
+    """A colour for each class: black for class 0, then hues that 21 classes can be told apart by."""
     colours = [(0, 0, 0), FIRST_CLASS]
     for k in range(2, classes):
-        hue = (0.39 + 0.618034 * (k - 1)) % 1.0
-        value, saturation = ((1.0, 0.85), (0.8, 0.95), (1.0, 0.55))[k % 3]
+        hue = (0.69 + 0.43 * (k - 1)) % 1.0
+        value, saturation = ((1.0, 1.0), (0.55, 1.0), (1.0, 0.45))[k % 3]
         red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
         colours.append((round(255 * red), round(255 * green), round(255 * blue)))
     return colours[:classes]

@@ -26,7 +26,7 @@ from pipeline.tiling.geometry import Interval, Region
 
 SIDE = 768
 """Largest side of the image in the preview."""
-SMALL, THIN = 480, 12
+SMALL, THIN = 640, 12
 """An image is enlarged to about the first, and no side is drawn thinner than the second."""
 MARGIN, GAP, FONT = 20, 16, 17
 LEAST_WIDTH = 640
@@ -97,7 +97,7 @@ def compose(
     if mask is not None:
         panels[1] = overlay(faded(plain), _placed(mask, extent, size, shown), colours)
     draw_lines(panels[1], lines, scale)
-    captions = ["image", "result and tiles"]
+    captions = ["image", "result and tiles" if any(map(len, lines)) else "result"]
     if detail is not None:
         draw_box(panels[0], detail.region, scale)
         draw_box(panels[1], detail.region, scale)
@@ -157,7 +157,8 @@ def _page(
     large, small = _font(FONT + 5), _font(FONT)
     beside = sum(p.shape[1] for p in panels) <= 2.6 * SIDE or panels[0].shape[1] <= 1.5 * panels[0].shape[0]
     line = round(FONT * 1.6)
-    widths, heights = ([p.shape[axis] for p in panels] for axis in (1, 0))
+    heights = [p.shape[0] for p in panels]
+    widths = [max(p.shape[1], round(small.getlength(c))) for p, c in zip(panels, captions, strict=True)]
     if beside:
         inner, below = sum(widths) + GAP * (len(panels) - 1), max(heights) + line
     else:
@@ -174,10 +175,10 @@ def _page(
         y += line
     _draw_legend(draw, legend, rows, y, line, small)
     x, y = MARGIN, top
-    for panel, caption in zip(panels, captions, strict=True):
+    for panel, caption, width in zip(panels, captions, widths, strict=True):
         page.paste(Image.fromarray(panel), (x, y))
         draw.text((x, y + panel.shape[0] + 5), _shortened(caption, small, inner), FAINT, font=small)
-        x, y = (x + panel.shape[1] + GAP, y) if beside else (x, y + panel.shape[0] + line + GAP)
+        x, y = (x + width + GAP, y) if beside else (x, y + panel.shape[0] + line + GAP)
     return page
 
 
