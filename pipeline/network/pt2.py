@@ -86,7 +86,9 @@ def _acts_in_training(node: Node) -> bool:
         return bool(node.args[2]) and node.args[1] != 0
     if name in ("batch_norm", "cudnn_batch_norm", "native_batch_norm", "_native_batch_norm_legit_functional"):
         return bool(node.args[5]) and node.args[3] is not None
-    return name in ("_native_batch_norm_legit", "native_dropout") and bool(node.args[-1 if name[0] == "n" else 5])
+    if name == "_native_batch_norm_legit":
+        return bool(node.args[5])
+    return name == "native_dropout" and bool(node.args[2])
 
 
 def _check_sizes(module: nn.Module, image: Tensor) -> None:
