@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pipeline.network.builtin import build
@@ -51,7 +51,7 @@ def save_network(
     folder.mkdir(parents=True, exist_ok=True)
     full = {"name": folder.name, "architecture": architecture, "arguments": dict(arguments), **card}
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
-    save_file(weights, folder / f"{WEIGHTS}.partial")
+    (folder / f"{WEIGHTS}.partial").write_bytes(save(weights))
     (folder / f"{CARD}.partial").write_text(json.dumps(full, indent=2) + "\n")
     for name in (WEIGHTS, CARD):
         os.replace(folder / f"{name}.partial", folder / name)

@@ -183,10 +183,7 @@ def _check_expression(text: str) -> None:
         allowed = (
             isinstance(node, (*arithmetic, ast.keyword, ast.Load))
             or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and FUNCTION.fullmatch(node.func.id))
-            or (
-                isinstance(node, ast.Name)
-                and (node.id in FUNCTIONS or re.fullmatch(r"[a-z]\w*\d+|true|false|oo", node.id))
-            )
+            or (isinstance(node, ast.Name) and (FUNCTION.fullmatch(node.id) or SYMBOL.fullmatch(node.id)))
             or (isinstance(node, ast.Constant) and re.fullmatch(r"-?[\w.]+", str(node.value)))
         )
         if not allowed:
