@@ -84,9 +84,9 @@ def _acts_in_training(node: Node) -> bool:
     """Whether the operation's own flag says so."""
     name = str(node.target).removeprefix("aten.").partition(".")[0]
     if name in ("dropout", "feature_dropout", "alpha_dropout", "native_dropout"):
-        return bool(node.args[2 if name[0] != "n" else -1]) and node.args[1] != 0
+        return node.args[2] is True and node.args[1] != 0
     flag = {"batch_norm": 5, "cudnn_batch_norm": 5, "native_batch_norm": 5, "_native_batch_norm_legit": 5}.get(name)
-    return flag is not None and bool(node.args[flag]) and node.args[3] is not None
+    return flag is not None and node.args[flag] is True and node.args[3] is not None
 
 
 def _check_sizes(module: nn.Module, image: Tensor) -> None:
