@@ -11,7 +11,8 @@ import torch
 from pipeline.config import Options
 from pipeline.network.loading import Network
 from pipeline.network.memory import forward_bytes
-from pipeline.network.receptive_field import fails_at, least_size, receptive_field
+from pipeline.network.receptive_field import receptive_field
+from pipeline.network.sizes import fails_at, least_size
 from pipeline.storage.image import Image
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.grid import Grid, Layout, build_layout
@@ -43,7 +44,7 @@ class Analysis:
         self.classes = self._classes()
 
     def _field(self) -> ReceptiveField:
-        derived = receptive_field(self.network.module, self.channels, reach=self.options.reach)
+        derived = receptive_field(self.network.module, self.channels)
         if self.options.mode != "blend" and not derived.is_local:
             raise ValueError(
                 f"network {self.network.name} is not local, so no tiling can equal its whole-image pass: "

@@ -1,0 +1,10 @@
+"""python -m pipeline: the commands there are."""
+
+COMMANDS = """\
+python -m pipeline.infer IMAGE [-o OUT]      predict: one image, or many into a folder
+python -m pipeline.verify OUT                prove that an output has no seams
+python -m pipeline.convert IMAGE OUT         copy any image into a sharded OME-Zarr with its pyramid
+Each takes --help."""
+
+if __name__ == "__main__":
+    print(COMMANDS)

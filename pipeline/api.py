@@ -1,0 +1,290 @@
+"""What commands, jobs and users call: predict, plan, verify, convert."""
+
+from __future__ import annotations
+
+import glob
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import planning
+from pipeline.checking import Report, check_output
+from pipeline.config import Options, options
+from pipeline.network.loading import Network, load_network
+from pipeline.network.receptive_field import receptive_field as derive
+from pipeline.running import Progress, Run, default_workers, drive
+from pipeline.storage.image import Image, open_image
+from pipeline.storage.output import create, is_ours, open_output, remove_contents
+from pipeline.stitching.ledger import Ledger, Lock
+from pipeline.tiling.geometry import ReceptiveField
+from pipeline.tiling.plan import Plan
+from pipeline.worker import Job, extend_to
+
+__all__ = ["Report", "Result", "TilesFailed", "convert", "extend", "plan", "predict", "receptive_field", "verify"]
+
+LEDGER = "ledger"
+
+
+@dataclass
+class Result:
+    """A finished output, or an unfinished one with the failures that are in its way."""
+
+    path: str
+    plan: Plan
+    resumed: int = 0
+    """Units that an earlier run had done."""
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def array(self) -> Any:
+        """The finest level, a zarr array."""
+        return open_output(self.path).arrays[0]
+
+    @property
+    def dask(self) -> Any:
+        """The finest level, a dask array whose chunks are the shards."""
+        import dask.array as da
+
+        return da.from_array(self.array, chunks=self.plan.layout.shards[0])
+
+
+class TilesFailed(RuntimeError):
+    """Some tiles or images failed, the rest is done; the same call tries them again. `results` holds all."""
+
+    def __init__(self, message: str, results: list[Result]) -> None:
+        super().__init__(message)
+        self.results = results
+
+
+def predict(
+    image: Any,
+    net: Any = None,
+    output: str | os.PathLike[str] = "",
+    *,
+    report: Callable[[Progress], None] | None = None,
+    own_process: bool = False,
+    **given: Any,
+) -> Any:
+    """See `pipeline.predict`."""
+    asked = options(**given)
+    if not os.fspath(output):
+        raise ValueError("say where the prediction goes: output='big.zarr'")
+    analysis = planning.Analysis(_network(net, asked), asked)
+    if not isinstance(image, list | tuple):
+        run = _begin(image, os.fspath(output), analysis, asked)
+        results = _work([run], analysis, asked, report, own_process)
+    else:
+        runs, lost = _begin_all(list(image), Path(output), analysis, asked)
+        results = _work(runs, analysis, asked, report, own_process) if runs else []
+        if lost:
+            raise TilesFailed(f"{len(lost)} of {len(image)} images failed: " + "; ".join(lost), results)
+    failed = [f"{r.path}: {f}" for r in results for f in r.failures]
+    if failed:
+        raise TilesFailed(f"{len(failed)} tiles failed: " + "; ".join(failed), results)
+    return results if isinstance(image, list | tuple) else results[0]
+
+
+def plan(image: Any, net: Any = None, output: str | os.PathLike[str] = "", **given: Any) -> Plan:
+    """See `pipeline.plan`."""
+    asked = options(**given)
+    analysis = planning.Analysis(_network(net, asked), asked)
+    with _open(image, analysis.channels, asked) as opened:
+        return planning.plan_image(opened, analysis, asked)
+
+
+def convert(
+    image: Any, output: str | os.PathLike[str], *, report: Callable[[Progress], None] | None = None, **given: Any
+) -> Result:
+    """See `pipeline.convert`."""
+    asked = options(**given)
+    run = _begin(image, os.fspath(output), None, asked)
+    return _work([run], None, asked, report, False)[0]
+
+
+def verify(output: str | os.PathLike[str], image: Any = None, net: Any = None) -> Report:
+    """See `pipeline.verify`."""
+    target = open_output(output)
+    source = target.attributes["source"]
+    plan = Plan.from_json(target.attributes["plan"])
+    for name, value in (("image", image), ("network", net)):
+        if value is None and source.get(name) is None and (name == "image" or plan.network is not None):
+            raise ValueError(f"{output} was made from a {name} that has no path: give it to verify")
+    opened = open_image(image if image is not None else source["image"], **source["open"])
+    if opened.identity() != plan.image["identity"]:
+        raise ValueError(f"{output} was made from another image than this one")
+    network = None
+    if plan.network is not None:
+        network = load_network(net if net is not None else source["network"], **source["load"])
+        if network.identity != plan.network["identity"]:
+            raise ValueError(f"{output} was made with another network than {network.name}")
+    with Ledger.read(Path(output) / LEDGER) as ledger:
+        return check_output(target, plan, ledger, opened, network)
+
+
+def receptive_field(net: Any, shape: tuple[int, int, int] | None = None) -> ReceptiveField:
+    """See `pipeline.receptive_field`."""
+    network = load_network(net)
+    channels = shape[0] if shape else network.channels
+    if channels is None:
+        raise ValueError(f"network {network.name}: give shape=(channels, y, x)")
+    return derive(network.module, channels, None if shape is None else (shape[1], shape[2]))
+
+
+def extend(array: np.ndarray, net: Any = None) -> np.ndarray:
+    """See `pipeline.extend`."""
+    array = np.asarray(array)
+    field = receptive_field(net)
+    return extend_to(array, field.extended(array.shape[-2], array.shape[-1]))
+
+
+def _network(net: Any, asked: Options) -> Network:
+    return load_network(net, output=asked.key, scale=asked.scale, mean=asked.mean, std=asked.std)
+
+
+def _open(image: Any, channels: int | None, asked: Options) -> Image:
+    return open_image(image, axes=asked.axes, level=asked.level or 0, channels=channels)
+
+
+def _begin(image: Any, output: str, analysis: planning.Analysis | None, asked: Options) -> Run:
+    """Open the image; make its output, or find what an earlier run left of it."""
+    opened = _open(image, analysis.channels if analysis else None, asked)
+    opened.cache_bytes = planning.cache_bytes(asked)
+    path = Path(output)
+    if isinstance(image, str | os.PathLike) and path.exists() and os.path.samefile(path, image):
+        raise ValueError(f"the output {output} is the image itself: give another name with -o")
+    lock = None
+    if is_ours(path):
+        lock = Lock(path / LEDGER)
+        if asked.overwrite:
+            (path / LEDGER / "ledger.txt").unlink(missing_ok=True)
+            remove_contents(path, keep=(LEDGER,))
+        else:
+            target = open_output(path)
+            stored = Plan.from_json(target.attributes["plan"])
+            planning.check_stored(stored, opened, analysis, asked, output)
+            target.restore()
+            ledger = Ledger.open(path / LEDGER, stored.fingerprint, stored.units, lock=lock)
+            run = Run(opened, target, stored, ledger)
+            run.check()
+            return run
+    plan = planning.plan_image(opened, analysis, asked) if analysis else planning.plan_copy(opened)
+    target = create(path, plan.layout, attributes=_attributes(plan, image, opened, analysis, asked),
+                    **_placing(plan, opened), among_others=lock is not None)  # fmt: skip
+    return Run(opened, target, plan, Ledger.open(path / LEDGER, plan.fingerprint, plan.units, lock=lock))
+
+
+def _begin_all(
+    images: list[Any], folder: Path, analysis: planning.Analysis, asked: Options
+) -> tuple[list[Run], list[str]]:
+    """A run for each image that opens, and a line for each that does not."""
+    folder.mkdir(exist_ok=True)
+    runs, lost, taken = [], [], set[str]()
+    for number, image in enumerate(images):
+        name = Path(image).name.split(".")[0] if isinstance(image, str | os.PathLike) else f"image-{number}"
+        while name in taken:
+            name += f"-{number}"
+        taken.add(name)
+        try:
+            runs.append(_begin(image, str(folder / f"{name}.zarr"), analysis, asked))
+        except (ValueError, FileNotFoundError) as error:
+            lost.append(f"{image if isinstance(image, str | os.PathLike) else name}: {error}")
+    return runs, lost
+
+
+def _work(
+    runs: Sequence[Run],
+    analysis: planning.Analysis | None,
+    asked: Options,
+    report: Callable[[Progress], None] | None,
+    own_process: bool,
+) -> list[Result]:
+    """Do what is missing; the results, with failures in them. Nothing of the caller's torch is changed."""
+    threads = torch.get_num_threads()
+    try:
+        if not all(run.finished for run in runs):
+            job = Job(
+                [run.image for run in runs],
+                [str(run.output.path) for run in runs],
+                analysis.network if analysis else None,
+                analysis.device if analysis else "cpu",
+            )
+            need = max(run.plan.memory for run in runs)
+            drive(job, runs, workers=asked.workers or default_workers(need), own_process=own_process, report=report)
+        return [Result(str(r.output.path), r.plan, r.resumed, r.failures) for r in runs]
+    finally:
+        torch.set_num_threads(threads)
+        for run in runs:
+            run.ledger.close()
+
+
+def _attributes(
+    plan: Plan, image: Any, opened: Image, analysis: planning.Analysis | None, asked: Options
+) -> dict[str, Any]:
+    """What is needed to reproduce the run."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    net = None
+    if analysis is not None:
+        net = analysis.network.card.get("source") or analysis.network.name
+    return {
+        "plan": plan.to_json(),
+        "fingerprint": plan.fingerprint,
+        "kind": plan.kind,
+        "activation": plan.activation,
+        "scale": 1 / 255 if plan.kind == "probability" and plan.layout.dtype == "uint8" else 1,
+        "approximate": plan.mode == "blend",
+        "rate": [float(r) for r in plan.field.rate],
+        "offset": list(plan.field.offset),
+        "network": analysis.network.card if analysis else {},
+        "image": opened.metadata,
+        "source": {
+            "image": os.path.abspath(image) if isinstance(image, str | os.PathLike) else None,
+            "open": {"axes": asked.axes, "level": asked.level or 0},
+            "network": net if analysis is None or _reloads(net) else None,
+            "load": {"output": asked.key, "scale": asked.scale, "mean": asked.mean, "std": asked.std},
+        },
+        "versions": versions,
+        "command": sys.argv[:50],
+    }
+
+
+def _reloads(net: Any) -> bool:
+    """Whether a name or path leads to a network again."""
+    try:
+        load_network(net)
+    except (ValueError, FileNotFoundError):
+        return False
+    return True
+
+
+def _placing(plan: Plan, image: Image) -> dict[str, Any]:
+    """Scale and translation of the finest level in the image's unit, for OME-Zarr."""
+    pixel = image.pixel_size or (1.0, 1.0)
+    scale = [1.0] * (len(plan.layout.axes) - 2)
+    translation = [0.0] * len(scale)
+    for size, rate, offset in zip(pixel, plan.field.rate, plan.field.offset, strict=True):
+        scale.append(size / float(rate))
+        translation.append(size * offset)
+    return {
+        "scale": scale,
+        "translation": translation if any(translation) else None,
+        "unit": image.unit,
+        "label": plan.kind == "mask",
+    }
+
+
+def expand(patterns: Sequence[str]) -> list[str]:
+    """Paths that shell-like patterns stand for; what is a file already is taken at its word."""
+    found: list[str] = []
+    for pattern in patterns:
+        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        found += matches or [pattern]
+    return found
+
+

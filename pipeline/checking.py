@@ -1,0 +1,163 @@
+"""Proof of an output: windows recomputed from larger reads, pyramids rebuilt, checksums compared."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from pipeline.network.loading import Network
+from pipeline.storage.image import Image
+from pipeline.storage.output import Output
+from pipeline.stitching import pyramid
+from pipeline.stitching.ledger import Ledger
+from pipeline.tiling.geometry import Interval, Region
+from pipeline.tiling.grid import Tile
+from pipeline.tiling.plan import Plan
+from pipeline.worker import DTYPES, Model, encode
+
+SIDE = 48
+"""Side of a window, in output pixels."""
+RANDOM = 6
+JUNCTIONS = 8
+RELATIVE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 5e-2, "float16": 5e-3}
+
+
+@dataclass
+class Report:
+    """What verify found; `places` is empty where the output is sound."""
+
+    windows: int = 0
+    shards: int = 0
+    max_difference: float = 0.0
+    """Largest difference of stored values, in the stored unit."""
+    tolerance: float = 0.0
+    where: str = ""
+    places: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.places
+
+
+def check_output(output: Output, plan: Plan, ledger: Ledger, image: Image, network: Network | None) -> Report:
+    """Compare an output with what its plan says it holds."""
+    report = Report()
+    if ledger.count < plan.units:
+        report.places.append(f"{plan.units - ledger.count} of {plan.units} units are not done")
+    for unit, records in ledger:
+        level, region = plan.region_of(unit)
+        report.shards += len(records)
+        report.places += [f"shard {name}: its bytes are not those in the ledger"
+                          for name in output.checksum(level, region, records)]  # fmt: skip
+    module = None if network is None else network.to("cpu", DTYPES[plan.precision])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = Model(image, plan, module)
+        for name, core in windows(plan):
+            _check_window(report, output, plan, model, name, core)
+        for level in range(1, len(plan.layout.shapes)):
+            _check_level(report, output, plan, level)
+    finally:
+        torch.set_num_threads(threads)
+    return report
+
+
+def windows(plan: Plan) -> list[tuple[str, Region]]:
+    """Names and places: corners, borders, tile junctions, shard boundaries of both axes, random ones."""
+    height, width = plan.grid.y.output, plan.grid.x.output
+    steps = plan.grid.y.step, plan.grid.x.step
+    shards = plan.layout.shards[0][-2:]
+    draw = random.Random(plan.fingerprint)
+    points: list[tuple[str, int, int]] = []
+    for y in (0, height // 2, height):
+        for x in (0, width // 2, width):
+            points.append(("corner or border" if {y, x} & {0, height, width} else "middle", y, x))
+    for name, (sy, sx) in (("tile junction", steps), ("shard boundary", shards)):
+        ys, xs = list(range(sy, height, sy)), list(range(sx, width, sx))
+        for _ in range(JUNCTIONS):
+            if ys:
+                points.append((name, draw.choice(ys), draw.choice(xs) if xs else draw.randrange(width)))
+            if xs:
+                points.append((name, draw.choice(ys) if ys else draw.randrange(height), draw.choice(xs)))
+    points += [("random place", draw.randrange(height), draw.randrange(width)) for _ in range(RANDOM)]
+    result = []
+    for name, y, x in points:
+        rows, columns = (
+            Interval(max(0, min(at - SIDE // 2, n - SIDE)), min(n, max(0, min(at - SIDE // 2, n - SIDE)) + SIDE))
+            for at, n in ((y, height), (x, width))
+        )
+        result.append((name, Region(rows, columns)))
+    return result
+
+
+def larger(plan: Plan, core: Region) -> tuple[Region, Region]:
+    """(read, crop) for a window with more than twice the halo of a tile around it."""
+    grid, reads, crops = plan.grid, [], []
+    for axis, rows in ((grid.y, core.y), (grid.x, core.x)):
+        more = int((axis.before + axis.after + axis.alignment) * axis.rate) + 1
+        read = axis.read_for(rows)
+        wide = axis.read_for(Interval(max(0, rows.start - more), min(axis.output, rows.stop + more)))
+        read = Interval(min(read.start, wide.start), max(read.stop, wide.stop))
+        reads.append(read)
+        crops.append(axis.crop(rows, read))
+    return Region(*reads), Region(*crops)
+
+
+def _check_window(report: Report, output: Output, plan: Plan, model: Model, name: str, core: Region) -> None:
+    plane = random.Random(f"{core}").randrange(plan.planes)
+    read, crop = larger(plan, core)
+    tile = Tile(plane, core, read, crop)
+    stored = output.read(0, plan.core_region(tile))
+    report.windows += 1
+    if model.module is None:
+        expected, tolerance, unsure = model.tile(tile)[0], 0.0, None
+    else:
+        logits = model.blended(tile) if plan.mode == "blend" else model.logits(model.pixels(read, plane))
+        logits = logits if plan.mode == "blend" else logits[:, *crop.slices]
+        relative = RELATIVE[plan.precision] * max(1.0, float(logits.abs().max()))
+        expected = encode(logits, plan).reshape(stored.shape)
+        tolerance = 1.0 if stored.dtype == np.uint8 and plan.kind == "probability" else relative
+        unsure = _unsure(logits, 2 * relative).reshape(stored.shape) if plan.kind == "mask" else None
+        tolerance = 0.0 if plan.kind == "mask" else tolerance
+    difference = np.abs(stored.astype(np.float64) - expected.astype(np.float64))
+    if unsure is not None:
+        difference[unsure] = 0
+    _note(report, difference, tolerance, f"{name} at row {core.y.start}, column {core.x.start}, plane {plane}")
+
+
+def _unsure(logits: torch.Tensor, margin: float) -> np.ndarray:
+    """(y, x) where the two highest logits are within the margin, so that rounding may decide the class."""
+    if logits.shape[0] == 1:
+        return (logits[0].abs() <= margin).cpu().numpy()
+    best = logits.topk(2, dim=0).values
+    return (best[0] - best[1] <= margin).cpu().numpy()
+
+
+def _check_level(report: Report, output: Output, plan: Plan, level: int) -> None:
+    shape = plan.layout.shapes[level]
+    draw = random.Random(level)
+    region = []
+    for axis, n in zip(plan.layout.axes, shape, strict=True):
+        start = draw.randrange(max(1, n - (SIDE if axis in "yx" else 1) + 1))
+        region.append(Interval(start, min(n, start + (SIDE if axis in "yx" else 1))))
+    how = "mode" if plan.kind == "mask" or plan.layout.dtype == "bool" else "mean"
+    expected = pyramid.build_shard(
+        lambda below: output.read(level - 1, below), tuple(region), plan.layout.shapes[level - 1], how=how
+    )
+    stored = output.read(level, region)
+    report.windows += 1
+    difference = np.abs(stored.astype(np.float64) - expected.astype(np.float64))
+    _note(report, difference, 0.0, f"level {level} at {', '.join(str(i.start) for i in region)}")
+
+
+def _note(report: Report, difference: np.ndarray, tolerance: float, where: str) -> None:
+    largest = float(np.nanmax(difference, initial=0.0))
+    if largest >= report.max_difference:
+        report.max_difference, report.where = largest, where
+    report.tolerance = max(report.tolerance, tolerance)
+    if largest > tolerance:
+        report.places.append(f"{where}: off by {largest:g}, more than {tolerance:g}")

@@ -1,0 +1,32 @@
+"""python -m pipeline.convert IMAGE OUT.ome.zarr: any image as a sharded OME-Zarr 0.5 with its pyramid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.commands import Parser, progress, run
+
+
+def main() -> int:
+    p = Parser(prog="python -m pipeline.convert", description=__doc__)
+    p.add_argument("image", metavar="IMAGE")
+    p.add_argument("output", metavar="OUT.ome.zarr")
+    p.add_argument("--axes", help="axes of the image where it does not name them, such as CYX")
+    p.add_argument("--level", type=int, help="resolution level of the image, 0 the finest")
+    p.add_argument("--workers", type=int)
+    p.add_argument("--overwrite", action="store_true")
+    given = {k: v for k, v in vars(p.parse_args()).items() if v is not None}
+    from pipeline import api
+
+    image, output = given.pop("image"), given.pop("output")
+    with progress(Path(output).name) as report:
+        result = api.convert(image, output, report=report, **given)
+    if result.failures:
+        raise RuntimeError(f"{output}: " + "; ".join(result.failures))
+    done = "finished already, nothing to do" if result.resumed == result.plan.units else "done"
+    print(f"{output}: {done}: {result.plan.units} shards, {len(result.plan.layout.shapes)} levels")
+    return 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,122 @@
+"""python -m pipeline.infer IMAGE: the network's prediction, stitched without seams."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands import Parser, progress, run
+
+
+def numbers(kind: Any) -> Any:
+    return lambda text: tuple(kind(part) for part in text.split(","))
+
+
+def parse() -> dict[str, Any]:
+    p = Parser(prog="python -m pipeline.infer", description=__doc__)
+    p.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or patterns such as 'photos/*.jpg'")
+    p.add_argument("-o", "--output", help="the output; a folder where there are several images")
+    p.add_argument("--network", help="a .pt2 file, a network folder or a built-in's name (default: nuclei)")
+    p.add_argument("--kind", choices=("mask", "probability", "logits"), help="what is stored (default: mask)")
+    p.add_argument("--engine", help="where work runs: local")
+    p.add_argument("--workers", type=int, help="processes (default: as many as CPUs and memory allow)")
+    p.add_argument("--memory", help="what one worker may use, such as 2GB (default)")
+    p.add_argument("--tile", type=numbers(int), metavar="Y,X", help="core of a tile in pixels")
+    p.add_argument("--channels", type=numbers(int), metavar="0,1,2", help="channels of the image, in order")
+    for name in ("scale", "mean", "std"):
+        p.add_argument(f"--{name}", type=numbers(float), help="(value * scale - mean) / std, where no card says it")
+    p.add_argument("--axes", help="axes of the image where it does not name them, such as CYX")
+    p.add_argument("--level", type=int, help="resolution level of the image, 0 the finest")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), help="cuda is untried on hardware")
+    p.add_argument("--precision", choices=("float32", "float64", "bfloat16", "float16"))
+    p.add_argument("--mode", choices=("exact", "blend"), help="blend approximates networks that are not local")
+    p.add_argument("--window", type=int, help="side of the windows of --mode blend")
+    p.add_argument("--reach", type=int, help="pixels that an unknown operation's network sees on each side")
+    p.add_argument("--key", help="of the output to take, where the network returns several")
+    p.add_argument("--activation", choices=("softmax", "sigmoid", "none"))
+    p.add_argument("--store", choices=("uint8", "float32"), help="of probability (default: uint8)")
+    for flag in ("--overwrite", "--dry-run", "--verify"):
+        p.add_argument(flag, action="store_true")
+    return {k: v for k, v in vars(p.parse_args()).items() if v is not None and v is not False}
+
+
+def main() -> int:
+    given = parse()
+    from pipeline import api
+
+    images = api.expand(given.pop("images"))
+    output, net, verify = given.pop("output", None), given.pop("network", None), given.pop("verify", False)
+    if given.pop("dry_run", False):
+        for image in images:
+            print(describe(image, net, given))
+        return 0
+    if len(images) > 1:
+        if output is None:
+            raise ValueError(f"{len(images)} images need a folder for their outputs: -o FOLDER")
+        return many(images, net, output, given)
+    target = output or default_output(images[0])
+    began = time.monotonic()
+    with progress(Path(target).name) as report:
+        try:
+            result = api.predict(images[0], net, target, report=report, own_process=True, **given)
+        except api.TilesFailed as error:
+            print(f"{target}: unfinished after {time.monotonic() - began:.1f} s; the same command continues")
+            raise RuntimeError(str(error)) from error
+    plan = result.plan
+    if result.resumed == plan.units:
+        print(f"{target}: finished already, nothing to do")
+    else:
+        before = f", {result.resumed} of {plan.units} units were done before" if result.resumed else ""
+        print(f"{target}: {plan.tiles} tiles, {plan.kind}, {time.monotonic() - began:.1f} s{before}")
+    if verify:
+        found = api.verify(target, images[0], net)
+        print(f"verified: {found.windows} windows, {found.shards} shards, max difference {found.max_difference:g}")
+        return 0 if found.ok else 1
+    return 0
+
+
+def many(images: list[str], net: Any, output: str, given: dict[str, Any]) -> int:
+    """Many images into a folder, with one report."""
+    from pipeline import api
+
+    began, failed = time.monotonic(), ""
+    with progress(output) as report:
+        try:
+            results = api.predict(images, net, output, report=report, own_process=True, **given)
+        except api.TilesFailed as error:
+            results, failed = error.results, str(error)
+    done = sum(not r.failures for r in results)
+    print(f"{output}: {done} of {len(images)} images, {time.monotonic() - began:.1f} s")
+    if failed:
+        raise RuntimeError(failed)
+    return 0
+
+
+def default_output(image: str) -> str:
+    """big.zarr in the working directory; big.result.zarr where the image is big.zarr."""
+    stem = Path(os.path.abspath(image)).name.split(".")[0]
+    return f"{stem}.result.zarr" if Path(image).name.endswith(".zarr") else f"{stem}.zarr"
+
+
+def describe(image: str, net: Any, given: dict[str, Any]) -> str:
+    """What a run would do, for --dry-run."""
+    from pipeline import api
+
+    plan = api.plan(image, net, **given)
+    f = plan.field
+    return "\n".join(
+        (
+            f"{image}: {plan.size[1]} x {plan.size[0]} pixels, {plan.planes} planes",
+            f"network {plan.network['name'] if plan.network else ''}: reach {f.before} before, {f.after} after, "
+            f"alignment {f.alignment}, rate {float(f.rate[0]):g} x {float(f.rate[1]):g}",
+            f"{plan.tiles} tiles of {plan.core[0]} x {plan.core[1]}, read amplification {plan.read_amplification:.3f}",
+            f"memory of a worker: {plan.memory / 1e6:.0f} MB and about 300 MB of interpreter and libraries",
+            f"output: {plan.kind}, {plan.layout.dtype}, {plan.output_bytes / 1e6:.0f} MB before compression",
+        )
+    )
+
+
+if __name__ == "__main__":
+    run(main)

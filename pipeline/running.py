@@ -1,0 +1,206 @@
+"""Drives the engine over the units of started outputs and keeps their ledgers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.engines import local
+from pipeline.storage.disk import OutputError
+from pipeline.storage.image import Image
+from pipeline.storage.output import Output
+from pipeline.stitching import preview
+from pipeline.stitching.ledger import Ledger
+from pipeline.tiling.plan import Plan
+from pipeline.worker import THUMBNAILS, Item, Job, start
+
+REPORT_EVERY = 0.2
+"""Seconds between reports of progress."""
+
+
+@dataclass
+class Run:
+    """One image on its way into one output."""
+
+    image: Image
+    output: Output
+    plan: Plan
+    ledger: Ledger
+    resumed: int = 0
+    """Units that were done when this run began."""
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return self.ledger.count == self.plan.units
+
+    def missing(self, units: range) -> list[int]:
+        return [unit for unit in units if not self.ledger.done(unit)]
+
+    def check(self) -> None:
+        """Forget units of which a shard is missing or of another length, so that they are done again."""
+        lost = []
+        for unit, records in self.ledger:
+            level, region = self.plan.region_of(unit)
+            if self.output.check(level, region, records):
+                lost.append(unit)
+        self.ledger.forget(lost)
+        self.resumed = self.ledger.count
+
+
+@dataclass
+class Progress:
+    """What a report of progress says."""
+
+    tiles: int
+    done: int
+    pixels: int
+    failed: int
+    seconds: float
+
+
+Report = Callable[[Progress], None]
+
+
+def drive(job: Job, runs: Sequence[Run], *, workers: int, own_process: bool, report: Report | None) -> None:
+    """Do all missing units of the runs; failures are kept with their run, the rest finishes.
+
+    Raises OutputError where the disk does not take the output; what is done stays done.
+    """
+    began, last = time.monotonic(), 0.0
+    tiles = sum(run.plan.tiles for run in runs)
+    done = sum(len(range(run.plan.tiles)) - len(run.missing(range(run.plan.tiles))) for run in runs)
+    pixels = 0
+    results = local.run(
+        lambda: start(job),
+        _stages(runs),
+        workers=workers,
+        own_process=own_process,
+        fatal=lambda error: isinstance(error, OutputError | MemoryError),
+    )
+    for item, result in results:
+        number, first, stop = item
+        run = runs[number]
+        if isinstance(result, local.Failure):
+            run.failures.append(_named(run, first, result))
+        else:
+            for unit, records in zip(range(first, stop), result, strict=True):
+                run.ledger.add(unit, records)
+        new = len(range(first, min(stop, run.plan.tiles)))
+        done += new
+        pixels += new * run.plan.core[0] * run.plan.core[1]
+        if report is not None and time.monotonic() - last > REPORT_EVERY:
+            last = time.monotonic()
+            report(Progress(tiles, done, pixels, sum(len(r.failures) for r in runs), last - began))
+    for run in runs:
+        if run.finished:
+            write_preview(run)
+
+
+def _stages(runs: Sequence[Run]) -> Iterator[Iterator[Item]]:
+    """Tiles of all images, then their pyramids level by level; an image of one tile is one item.
+
+    A stage of an image whose tiles failed is left out, since its shards would be built on what is not there.
+    """
+    deepest = max((len(run.plan.stages) for run in runs), default=0)
+    for level in range(deepest):
+        yield (item for number, run in enumerate(runs) for item in _items(number, run, level))
+
+
+def _items(number: int, run: Run, level: int) -> Iterator[Item]:
+    if run.failures or level >= len(run.plan.stages):
+        return
+    if run.plan.tiles == 1:
+        missing = run.missing(range(run.plan.units))
+        if level == 0 and missing:
+            yield number, missing[0], run.plan.units
+        return
+    for unit in run.missing(run.plan.stages[level]):
+        yield number, unit, unit + 1
+
+
+def _named(run: Run, unit: int, failure: local.Failure) -> str:
+    """One line: which tile failed, where it lies, and why."""
+    if unit < run.plan.tiles:
+        core = run.plan.grid.tile(unit).core
+        place = f"tile {unit} (rows {core.y.start} to {core.y.stop}, columns {core.x.start} to {core.x.stop})"
+    else:
+        place = f"pyramid shard {unit - run.plan.tiles}"
+    return f"{place}: {failure.message}"
+
+
+def preview_path(output: str | os.PathLike[str]) -> Path:
+    """big.preview.png of big.zarr."""
+    path = Path(output)
+    return path.with_name((path.name.removesuffix(".zarr") or path.name) + ".preview.png")
+
+
+def write_preview(run: Run) -> None:
+    """Assemble the picture from what each tile left behind, then remove that."""
+    plan, folder = run.plan, Path(run.output.path) / THUMBNAILS
+    if plan.network is None or not folder.is_dir():
+        return
+    factor = preview.factor(plan.size)
+    rows, columns = (-(-n // factor) for n in plan.size)
+    picture: np.ndarray | None = None
+    for path in folder.glob("*.npz"):
+        with np.load(path) as part:
+            values = part["pixels"]
+            if picture is None:
+                picture = np.zeros((values.shape[0], rows, columns), np.float32)
+            picture[:, part["y"][:, None], part["x"]] = values
+    if picture is not None:
+        card = run.output.attributes.get("network", {})
+        lines = tuple([n * c for n in range(1, -(-size // c))] for size, c in zip(plan.size, plan.core, strict=True))
+        tiles = plan.tiles
+        page = preview.compose(
+            picture if picture.shape[0] in (1, 3) else picture[:1],
+            _small_mask(run),
+            size=plan.size,
+            lines=(lines[0], lines[1]),
+            title=Path(run.output.path).name,
+            facts=[f"{plan.size[1]} x {plan.size[0]} pixels", f"{tiles} tile{'s' * (tiles > 1)}", plan.kind,
+                   f"network {card.get('name', '')}"],
+            classes=card.get("class_names") or (),
+            eight_bit=plan.image["dtype"] == "uint8",
+        )  # fmt: skip
+        page.save(preview_path(run.output.path))
+    shutil.rmtree(folder)
+
+
+def _small_mask(run: Run) -> np.ndarray:
+    """Class of each pixel on the first level of at most the preview's size."""
+    layout = run.plan.layout
+    level = next((k for k, s in enumerate(layout.shapes) if max(s[-2:]) <= 2 * preview.SIDE), len(layout.shapes) - 1)
+    values = np.asarray(run.output.arrays[level])
+    if "z" in layout.axes:
+        values = values[..., 0, :, :]
+    if run.plan.kind == "mask":
+        return values
+    if values.shape[0] > 1:
+        return values.argmax(axis=0)
+    threshold = 0.0 if run.plan.kind == "logits" else 127 if values.dtype == np.uint8 else 0.5
+    return np.asarray(values[0] > threshold).astype(np.uint8)
+
+
+def default_workers(memory: int) -> int:
+    """As many as CPU affinity and quota and the memory limit of the cgroup allow."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            cpus = min(cpus, max(1, int(quota) // int(period)))
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return max(1, min(cpus, free // (memory + 300_000_000)))
