@@ -32,7 +32,7 @@ class ArraySource:
         self.dtype = native(array.dtype, what)
         self.arrangement = Arrangement.of(axes, array.shape, time)
         self.shape = self.arrangement.shape4
-        c, z, y, x = self.shape
+        c, _, y, x = self.shape
         self.chunk: Index = (c, 1, min(y, STRIDE), min(x, STRIDE))
         self.metadata = metadata or Metadata("array", axes)
         self.metadata.axes, self.metadata.volumetric = axes, "Z" in axes

@@ -25,7 +25,7 @@ class MappedPages:
         self.dtype = native(np.dtype(series.dtype), file.filename)
         self._stored_dtype = np.dtype(file.byteorder + series.keyframe._dtype.char)
         self.shape = layout.arrangement.shape4
-        c, z, y, x = self.shape
+        _, _, y, x = self.shape
         rows = max(1, min(y, (1 << 20) // max(1, x * self.dtype.itemsize)))
         self.chunk: Index = (1, 1, rows, x)
         self._maps: dict[int, mmap.mmap] = {}
