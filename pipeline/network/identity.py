@@ -9,6 +9,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
@@ -48,14 +49,21 @@ def tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"{path}.{k}", v) for k, v in sorted(vars(part).items()) if isinstance(v, Tensor))
 
 
-def _plain(value: object) -> object:
-    """The value where its text is the same in every process, else its type's name."""
+def _plain(value: object, depth: int = 3) -> object:
+    """What of the value is the same in every process."""
+    if isinstance(value, str | int | float | bool | type(None) | torch.dtype | torch.Size):
+        return repr(value)
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [_plain(v, depth) for v in value]
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
-    simple = isinstance(value, str | int | float | bool | type(None) | torch.dtype | torch.Size)
-    return repr(value) if simple else getattr(value, "__qualname__", type(value).__qualname__)
+        return {str(k): _plain(v, depth) for k, v in value.items()}
+    if isinstance(value, np.ndarray):
+        return hashlib.sha256(value.tobytes()).hexdigest()
+    if isinstance(value, types.FunctionType) and not value.__module__.startswith("torch."):
+        return _code_text(value.__code__)
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    inner = {} if isinstance(value, type | nn.Module | Tensor) or not depth else getattr(value, "__dict__", {})
+    return [name, {k: _plain(v, depth - 1) for k, v in sorted(inner.items())}] if inner else name
 
 
 def _code_of(kind: type) -> Iterator[str]:

@@ -16,6 +16,7 @@ from pipeline.network.folder import read_folder
 from pipeline.network.identity import identify
 from pipeline.network.normalise import Normalisation, check_normalisation
 from pipeline.network.prepare import evaluating, infer_channels, prepare
+from pipeline.network.pt2 import from_program, read_pt2
 
 Key = str | int | None
 
@@ -66,7 +67,7 @@ class Network:
 
 
 def load_network(
-    net: nn.Module | str | os.PathLike[str] | Network | None,
+    net: nn.Module | torch.export.ExportedProgram | str | os.PathLike[str] | Network | None,
     *,
     output: Key = None,
     scale: Any = None,
@@ -87,7 +88,11 @@ def load_network(
     if isinstance(net, Network):
         module, card = net.module, dict(net.card)
     elif isinstance(net, nn.Module):
+        net = getattr(net, "_orig_mod", net)  # what torch.compile wraps
         module, card = evaluating(net), {"name": type(net).__name__}
+    elif isinstance(net, torch.export.ExportedProgram):
+        module, card = from_program(net)
+        card["name"] = "program"
     elif net is None or isinstance(net, str | os.PathLike):
         module, card = _load(net or "nuclei")
     else:
@@ -97,9 +102,23 @@ def load_network(
     if normalise and card.get("normalise"):
         raise ValueError(f"network {card['name']} has its own normalisation; scale, mean and std are for one without")
     module, classes = prepare(module, channels, normalise, output)
-    if device != "cpu":
-        module = evaluating(module, share=False).to(device)
+    if (place := choose_device(device)) != "cpu":
+        module = evaluating(module, share=False).to(place)
     return Network(module, _completed(card, channels, classes, normalise))
+
+
+def choose_device(device: str) -> str:
+    """The device by its name; "auto" is a GPU where there is one.
+
+    Raises: ValueError for a GPU where there is none.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"device {device!r}: one of auto, cpu, cuda")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: this machine has no GPU that torch can use")
+    return device
 
 
 def _load(source: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
@@ -116,8 +135,6 @@ def _load(source: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
         raise FileNotFoundError(f"{name}: no such file or folder, nor a built-in: {', '.join(builtin_names())}")
     if path.suffix != ".pt2":
         raise ValueError(f"{name}: not a network: give a .pt2 of torch.export, a network folder or a built-in's name")
-    from pipeline.network.pt2 import read_pt2
-
     return read_pt2(path)
 
 

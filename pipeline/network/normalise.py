@@ -51,6 +51,7 @@ def check_normalisation(given: dict[str, object], channels: int | None) -> Norma
         value = given.get(key)
         if value is None:
             continue
+        value = value.tolist() if hasattr(value, "tolist") else value
         numbers = [value] if isinstance(value, int | float) else value
         if not isinstance(numbers, list | tuple) or not all(isinstance(v, int | float) for v in numbers):
             raise ValueError(f"{key} {value!r}: give one number, or one for each channel")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses import FakeTensorMode
+from torch.fx import GraphModule
 
 from pipeline.network.normalise import Normalisation, Normalise
 
@@ -42,8 +42,19 @@ def evaluating(module: nn.Module, *, share: bool = True) -> nn.Module:
             raise ValueError(f"network is in training mode, where {where} acts differently: call .eval()")
     if share and not any(part.training for part in module.modules()):
         return module
-    tensors = [*module.parameters(), *module.buffers()] if share else []
-    return copy.deepcopy(module, {id(t): t for t in tensors}).eval()
+    copied = copied_module(module, share=share)
+    for part in copied.modules():  # not .eval(), which exported programs refuse
+        part.training = False
+    return copied
+
+
+def copied_module(module: nn.Module, *, share: bool) -> nn.Module:
+    """A copy of the module and its parts, with the same tensors or with copies of them."""
+    held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    if share:
+        held += [*module.parameters(), *module.buffers()]
+        return copy.deepcopy(module, {id(t): t for t in held})
+    return copy.deepcopy(module, {id(t): t.detach().clone() for t in held})  # deepcopy refuses results of autograd
 
 
 def _acts_in_training(part: nn.Module) -> bool:
@@ -55,7 +66,11 @@ def _acts_in_training(part: nn.Module) -> bool:
 
 
 def infer_channels(module: nn.Module) -> int | None:
-    """Input channels by the first convolution; None where there is none."""
+    """Input channels by the traced input, the normalisation or the first convolution; None where there is none."""
+    if isinstance(module, GraphModule):
+        image = next((node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"), None)
+        if isinstance(image, Tensor) and image.dim() == 4:
+            return int(image.shape[1])
     for part in module.modules():
         if isinstance(part, Normalise) and part.get_buffer("factor").shape[1] > 1:
             return int(part.get_buffer("factor").shape[1])
@@ -84,13 +99,15 @@ def prepare(
 
 
 def try_shapes(module: nn.Module, channels: int) -> Any:
-    """What the network returns for an image of zeros, without its values; None if it takes no size that is tried."""
+    """What the network returns for a small image of zeros; None if it takes no size that is tried."""
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    module = copied_module(module, share=True)  # a network may keep what it made for the last image
     for size in TRIAL_SIZES:
+        image = torch.zeros(1, channels, size, size, dtype=like.dtype, device=like.device)
         try:
-            with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
-                return module(torch.zeros(1, channels, size, size, dtype=like.dtype, device=like.device))
-        except Exception:  # any size may fail in any way; what a network does on the real image is said there
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                return module(image)
+        except Exception:  # any size may fail in any way; what fails on the real image is said there
             continue
     return None
 

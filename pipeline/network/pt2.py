@@ -27,14 +27,19 @@ def read_pt2(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     exported in training mode, or one that works at its own size only.
     """
     try:
-        program = _load(path)
-        image = _image(program)
-        module = _module(program)
-        _check_mode(module)
-        _check_sizes(module, image)
+        module, card = from_program(_load(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    return module, {"name": path.stem, "channels": int(image.shape[1])}
+    return module, {"name": path.stem, **card}
+
+
+def from_program(program: torch.export.ExportedProgram) -> tuple[nn.Module, dict[str, Any]]:
+    """The same of a program that is loaded already; the card has the channels only."""
+    image = _image(program)
+    module = _module(program)
+    _check_mode(module)
+    _check_sizes(module, image)
+    return module, {"channels": int(image.shape[1])}
 
 
 def _load(path: Path) -> torch.export.ExportedProgram:
@@ -84,9 +89,9 @@ def _acts_in_training(node: Node) -> bool:
     """Whether the operation's own flag says so."""
     name = str(node.target).removeprefix("aten.").partition(".")[0]
     if name in ("dropout", "feature_dropout", "alpha_dropout", "native_dropout"):
-        return node.args[2] is True and node.args[1] != 0
-    flag = {"batch_norm": 5, "cudnn_batch_norm": 5, "native_batch_norm": 5, "_native_batch_norm_legit": 5}.get(name)
-    return flag is not None and node.args[flag] is True and node.args[3] is not None
+        return node.args[2] is True and node.args[1] not in (0, 0.0)
+    norms = ("batch_norm", "cudnn_batch_norm", "native_batch_norm", "_native_batch_norm_legit")
+    return name in norms and node.args[5] is True and node.args[3] is not None
 
 
 def _check_sizes(module: nn.Module, image: Tensor) -> None:
