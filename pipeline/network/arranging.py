@@ -137,10 +137,7 @@ def cat(call: Call) -> Outputs:
     if any(t.axes([dim]) for t in tracked):
         return _cat_rows(call, pairs, dim)
     blank = [t.without([dim], keep=True) for t in tracked]
-    result = call.combined(blank, [(a.narrow(dim, 0, 1), b.narrow(dim, 0, 1)) for a, b in constants])
-    for a, b in constants:  # each of its channels must be the same everywhere
-        call.combined(blank, [(a.movedim(dim, 0)[i : i + 1].movedim(0, dim), b.movedim(dim, 0)[i : i + 1].movedim(0, dim))
-                              for i in range(min(a.shape[dim], b.shape[dim]))])  # fmt: skip
+    result = call.combined(blank, constants)
     return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
 
 
@@ -159,7 +156,7 @@ def _cat_rows(call: Call, pairs: list[tuple[Any, Any]], dim: int) -> Tracked:
     assert image is not None
     constants = [p for p in pairs if isinstance(p[0], torch.Tensor)]
     moved = image.moved({dim: Pad(before)}, call.shape())
-    call.combined([moved.without([dim], keep=True)], [(a.narrow(dim, 0, 1), b.narrow(dim, 0, 1)) for a, b in constants])
+    call.combined([moved.without([dim], keep=True)], constants)
     return moved
 
 
@@ -176,7 +173,6 @@ def overwrite(call: Call) -> Outputs:
     """All of `self` is replaced by `src`."""
     if call.is_tracked("src"):
         shape, source = call.shape(), call.tracked("src")
-        layout: list[Dimension] = [()] * (len(shape) - source.ndim) + list(source.layout)
         base = [call.tracked("self")] if call.is_tracked("self") else []
         base = [t.arranged(t.layout, {axis: r.independent() for axis, r in t.rows.items()}) for t in base]
         result = broadcast([source, *base])
@@ -199,10 +195,7 @@ def write_slice(call: Call) -> Outputs:
     if not any(t.axes([dim]) for t in tracked):
         constants = [call.pair(n) for n in ("self", "src") if not call.is_tracked(n)]
         blank = [t.without([dim], keep=True) for t in tracked]
-        for pair in constants:
-            slices = zip(*(c.split(1, dim) for c in pair), strict=False)
-            call.combined(blank, list(slices))
-        result = broadcast(blank)
+        result = call.combined(blank, constants)
         return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
     step = call.get("step") or 1
     relation = placed(_start(call, "start", shape[dim]), step)
@@ -234,7 +227,7 @@ def write_one(call: Call) -> Outputs:
         elif name == "src":
             constants.append(tuple(c.unsqueeze(dim) if c.ndim else c for c in call.pair(name)))
         else:
-            constants += list(zip(*(c.split(1, dim) for c in call.pair(name)), strict=False))
+            constants.append(call.pair(name))
     result = call.combined(tracked, constants)  # type: ignore[arg-type]
     return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
 
@@ -282,11 +275,7 @@ def index(call: Call) -> Outputs:
 
 def _outer(lines: list[set[int]]) -> bool:
     """Each index runs along a dimension of its own, in order: rows times columns."""
-    return (
-        all(len(line) == 1 for line in lines)
-        and lines == sorted(lines, key=min)
-        and len(set().union(*lines)) == len(lines)
-    )
+    return all(len(line) == 1 for line in lines) and [min(line) for line in lines] == list(range(len(lines)))
 
 
 def _pick(image: Tracked, dim: int, positions: tuple[torch.Tensor, torch.Tensor]) -> Tracked:
@@ -323,8 +312,7 @@ def gather(call: Call) -> Outputs:
     if any(t.axes([dim]) for t in tracked):
         raise Unknown("reads or writes computed rows or columns")
     blank = [t.without([dim], keep=True) for t in tracked]
-    slices = [s for pair in constants for s in zip(*(c.split(1, dim) if c.ndim else [c] for c in pair), strict=False)]
-    result = call.combined(blank, slices)
+    result = call.combined(blank, [c for c in constants if c[0].ndim])
     return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from pipeline.network.prepare import Prepared
 
 UNINITIALISED = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"}
 
@@ -69,11 +72,34 @@ def references(tree: Any) -> list[int]:
     return [leaf.value for leaf in tree_flatten(tree)[0] if isinstance(leaf, Ref)]
 
 
+class _WrappingPads(TorchFunctionMode):
+    """Records circular padding as the one operation that was called, not as the copies of rows that it is made of."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not ("circular" in args[1:4] or kwargs.get("mode") == "circular"):
+            return func(*args, **kwargs)
+        recorder, result = self.recorder, func(*args, **kwargs)
+        image, padded = _unwrap(args[0]), _unwrap(result)
+        if image in recorder.values and isinstance(padded, torch.Tensor):
+            path, kind = recorder.stack[-1]
+            arguments = (Ref(recorder.values[image]), list(args[1] if len(args) > 1 else kwargs["pad"]), "circular")
+            output = recorder.add(padded)
+            recorder.nodes.append(Node(torch.ops.aten.pad.default, arguments, {}, (output,), path, kind))
+        return result
+
+
 class _Recorder(TorchDispatchMode):
     """Records every operation that has the input or something computed from it among its arguments."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.values: Any = WeakTensorKeyDictionary()
         self.shapes: dict[int, tuple[int, ...]] = {}
         self.nodes: list[Node] = []
@@ -100,7 +126,8 @@ class _Recorder(TorchDispatchMode):
         if references(referred):
             leaves = tree_flatten(result)[0]
             outputs = tuple(self.add(leaf) if isinstance(leaf, torch.Tensor) else None for leaf in leaves)
-            self.nodes.append(Node(func, *referred, outputs, *self.stack[-1]))
+            path, kind = self.stack[-1]
+            self.nodes.append(Node(func, referred[0], referred[1], outputs, path, kind))
         return result
 
 
@@ -117,6 +144,8 @@ def _module_paths(module: nn.Module, stack: list[tuple[str, str]]) -> Iterator[N
     handles = []
     try:
         for path, child in module.named_modules():
+            if isinstance(module, Prepared):  # its own parts are no news to the caller
+                path = path.removeprefix("network").removeprefix(".")
             handles.append(child.register_forward_pre_hook(enter(path), prepend=True))
             handles.append(child.register_forward_hook(leave))
         yield
@@ -191,7 +220,15 @@ def capture(module: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype =
     image = probe((1, *shape), dtype, device_of(module))
     number = recorder.add(image)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), _module_paths(module, recorder.stack), recorder:
+        # in a caller's inference mode operations are not broken down to the ones that the rules are for
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[]),
+            _module_paths(module, recorder.stack),
+            _WrappingPads(recorder),
+            recorder,
+        ):
             wrapped = torch._to_functional_tensor(image)  # type: ignore[no-untyped-call]
             with _functional():
                 result = tree_map(_unwrap, module(wrapped))

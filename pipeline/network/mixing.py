@@ -5,7 +5,7 @@ Along channels they are local; along rows or columns they see the whole image.
 
 from __future__ import annotations
 
-from pipeline.network.layouts import NotLocal, Tracked, Unknown, axes_of, broadcast, plain
+from pipeline.network.layouts import Dimension, NotLocal, Tracked, Unknown, axes_of, broadcast, plain
 from pipeline.network.operations import Call, Outputs, rule
 
 ATTENTION = "attention over the image: every place is compared with every other"
@@ -20,8 +20,8 @@ def _dims(call: Call, tensor: Tracked, name: str = "dim") -> list[int]:
 
 
 @rule(
-    "mean", "sum", "nansum", "amax", "amin", "aminmax", "argmax", "argmin", "max", "min", "prod", "all", "any", "var", "std",
-    "var_mean", "std_mean", "logsumexp", "median", "nanmedian", "mode", "kthvalue", "norm", "linalg_vector_norm",
+    "mean", "sum", "nansum", "amax", "amin", "aminmax", "argmax", "argmin", "max", "min", "prod", "all", "any", "var",
+    "std", "var_mean", "std_mean", "logsumexp", "median", "nanmedian", "mode", "kthvalue", "norm", "linalg_vector_norm",
     "count_nonzero",
 )  # fmt: skip
 def reduce(call: Call) -> Outputs:
@@ -34,8 +34,8 @@ def reduce(call: Call) -> Outputs:
 
 
 @rule(
-    "_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp", "sort",
-    "argsort", "topk", "flip", "roll", "glu", "_fft_r2c", "_fft_c2c", "_fft_c2r", "renorm", "_safe_softmax",
+    "_softmax", "_log_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "cummax", "cummin", "logcumsumexp",
+    "sort", "argsort", "topk", "flip", "roll", "glu", "_fft_r2c", "_fft_c2c", "_fft_c2r", "_safe_softmax",
 )  # fmt: skip
 def along(call: Call) -> Outputs:
     """Every element is computed from all elements along some dimensions, which stay."""
@@ -50,9 +50,9 @@ def along(call: Call) -> Outputs:
 
 
 _VERBS = {
-    "softmax": "normalises", "log_softmax": "normalises", "safe_softmax": "normalises", "flip": "mirrors", "roll": "rolls",
-    "sort": "sorts", "argsort": "sorts", "topk": "sorts", "cumsum": "sums up", "fft_r2c": "Fourier transform",
-    "fft_c2c": "Fourier transform", "fft_c2r": "Fourier transform",
+    "softmax": "normalises", "log_softmax": "normalises", "safe_softmax": "normalises", "flip": "mirrors",
+    "roll": "rolls", "sort": "sorts", "argsort": "sorts", "topk": "sorts", "cumsum": "sums up",
+    "fft_r2c": "Fourier transform", "fft_c2c": "Fourier transform", "fft_c2r": "Fourier transform",
 }  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def batch_norm(call: Call) -> Outputs:
     if trains and tensor.axes([0, *range(2, tensor.ndim)]):
         if "InstanceNorm" in call.module:
             reason = "instance norm"
-        elif isinstance(call.get("running_mean"), type(None)):
+        elif call.get("running_mean") is None:
             reason = "batch norm without running statistics, or instance norm"
         else:
             reason = "batch norm in training mode"
@@ -130,7 +130,7 @@ def _factors(call: Call) -> tuple[str, str]:
     return names.get(call.name, ("self", "mat2"))
 
 
-def _joined(call: Call, layout: list[tuple[()] | tuple], a: Tracked, b: Tracked) -> Tracked:  # type: ignore[type-arg]
+def _joined(call: Call, layout: list[Dimension], a: Tracked, b: Tracked) -> Tracked:
     """A product's layout, in which an axis that would appear twice stays only where it is first."""
     seen: set[str] = set()
     for i, dimension in enumerate(layout):
@@ -157,8 +157,9 @@ def batched_product(call: Call) -> Outputs:
 
 
 @rule(
-    "scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math", "_scaled_dot_product_cudnn_attention",
+    "scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_attention_math", "_scaled_dot_product_cudnn_attention",
 )  # fmt: skip
 def attention(call: Call) -> Outputs:
     query, key, value = (call.any_tensor(call.pair(n)) for n in ("query", "key", "value"))
@@ -171,8 +172,7 @@ def attention(call: Call) -> Outputs:
     result = result.arranged(result.layout, leading.rows)
     for name in ("attn_mask", "attn_bias"):
         if call.get(name) is not None and not call.is_tracked(name):
-            scores = result.arranged([*result.layout[:-1], ()])
-            call.combined([scores], [tuple(c[..., :1] for c in call.pair(name))])  # type: ignore[list-item]
+            call.combined([result.arranged([*result.layout[:-1], ()])], [call.pair(name)])
     return [result, *[result.without([-1], keep=False)] * (call.outputs - 1)]
 
 

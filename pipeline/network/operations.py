@@ -171,8 +171,7 @@ def _position_table(sizes: Sizes) -> str:
 @rule(
     "_prelu_kernel", "_to_copy", "alias", "clone", "detach", "contiguous", "hardswish", "fill", "floor_divide", "rsub",
     "log_sigmoid_forward", "rrelu_with_noise", "lift_fresh", "complex", "polar", "real", "imag", "conj", "_conj",
-    "resolve_conj", "resolve_neg", "_neg_view", "view_as", "where", "expand_as", "bucketize", "searchsorted", "masked_fill",
-    "bitwise_and", "bitwise_or", "bitwise_not", "_conj_physical", "fake_quantize_per_tensor_affine", "prelu",
+    "resolve_conj", "resolve_neg", "_neg_view", "where", "bucketize", "prelu",
 )  # fmt: skip
 def elementwise(call: Call) -> Outputs:
     """Each element of the output is computed from the elements at the same place."""

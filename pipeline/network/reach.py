@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 
 from pipeline.network.layouts import Rows
-from pipeline.network.relations import NOTHING, Demand, demanded, unite
+from pipeline.network.relations import NOTHING, Demand, Ints, demanded, unite
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,14 @@ def _measure(
     # an output's own cell is always read
     p, q = line.rate.numerator, line.rate.denominator
     cell = o * q // p, -(-(o + 1) * q // p)
-    low, high = demand[image] if image in demand else nothing
+    low, high = demand.get(image, nothing)
     offset = _offset(low, high, line.rate, alignment)
     low, high = unite((low, high), cell)
     low, high = _enough(low, high, demand, lines, alignment)
     return max(0, int((cell[0] - low).max())), max(0, int((high - cell[1]).max())), offset
 
 
-def _enough(
-    low: np.ndarray, high: np.ndarray, demand: dict[Rows, Demand], lines: dict[Rows, Line], alignment: int
-) -> Demand:
+def _enough(low: Ints, high: Ints, demand: dict[Rows, Demand], lines: dict[Rows, Line], alignment: int) -> Demand:
     """The image's rows, widened so far that an aligned read of them makes every row that is demanded in between.
 
     A read of the image's rows [a, b), both multiples of the alignment, makes the rows
@@ -116,7 +114,7 @@ def _enough(
     return low, high
 
 
-def _offset(low: np.ndarray, high: np.ndarray, rate: Fraction, alignment: int) -> float:
+def _offset(low: Ints, high: Ints, rate: Fraction, alignment: int) -> float:
     """The mean distance of the centre of what an output sees from where it would be without any offset."""
     period = int(alignment * rate)
     start = len(low) // 2 // period * period

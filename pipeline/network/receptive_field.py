@@ -108,9 +108,9 @@ def _steps(unit: int | None) -> Iterator[tuple[int, int]]:
 
 
 def _failure(module: nn.Module, failed: dict[tuple[int, int], CaptureError]) -> str:
-    if any(isinstance(m, nn.Conv3d) for m in module.modules()):
-        if not any(isinstance(m, nn.Conv2d) for m in module.modules()):
-            return "the network is three-dimensional (Conv3d); only networks that take (c, y, x) are supported"
+    kinds = {type(m) for m in module.modules()}
+    if nn.Conv3d in kinds and nn.Conv2d not in kinds:
+        return "the network is three-dimensional (Conv3d); only networks that take (c, y, x) are supported"
     size, error = next(iter(failed.items()))
     tried = ", ".join(f"{y} x {x}" for y, x in failed)
     where = f" in {error.path}" if error.path else ""

@@ -104,9 +104,9 @@ class Resample:
         # rows whose centre is less than `support` away from the centre (o + 1/2) * scale
         support = max(Fraction(1), self.scale) * (1 if self.kind == "area2" else 2)
         common = 2 * d * support.denominator
-        first, beyond = int((Fraction(1, 2) - support) * common), int((Fraction(1, 2) + support) * common)
+        shift, beyond = int((Fraction(1, 2) - support) * common), int((Fraction(1, 2) + support) * common)
         at, until = ((2 * rows + 1) * n * support.denominator for rows in (low, last))
-        return (at + first) // common, (until + beyond) // common
+        return (at + shift) // common, (until + beyond) // common
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def convolution(call: Call) -> Outputs:
 def pool(call: Call) -> Outputs:
     image = call.tracked("self")
     count = next(n for n in (1, 2, 3) if f"{n}d" in call.name)
-    sizes, dims = image.sizes, last(image, count)
+    dims = last(image, count)
     kernel = each(call.get("kernel_size"), count)
     if call.pair("kernel_size")[0] != call.pair("kernel_size")[1]:
         raise NotLocal("global pooling: its kernel is as large as the image")
@@ -87,7 +87,6 @@ def pool(call: Call) -> Outputs:
         for i, dim in enumerate(dims)
         if image.axes([dim])
     }
-    del sizes
     return [result, Tracked(result.layout, result.rows, pooled=back)]
 
 
@@ -122,22 +121,28 @@ def unpool(call: Call) -> Outputs:
     return call.combined([image.moved(relations, shape), indices.moved(relations, shape)], [])
 
 
-KINDS: dict[str, Literal["nearest", "exact", "linear", "cubic"]] = {
-    "nearest": "nearest", "_nearest_exact": "exact", "linear": "linear", "bilinear": "linear", "trilinear": "linear",
-    "bicubic": "cubic",
-}  # fmt: skip
+Kind = Literal["nearest", "exact", "linear", "cubic", "area2", "area4"]
+RESIZES: dict[str, tuple[Kind, int]] = {
+    "upsample_nearest1d": ("nearest", 1),
+    "upsample_nearest2d": ("nearest", 2),
+    "upsample_nearest3d": ("nearest", 3),
+    "_upsample_nearest_exact1d": ("exact", 1),
+    "_upsample_nearest_exact2d": ("exact", 2),
+    "_upsample_nearest_exact3d": ("exact", 3),
+    "upsample_linear1d": ("linear", 1),
+    "upsample_bilinear2d": ("linear", 2),
+    "upsample_trilinear3d": ("linear", 3),
+    "upsample_bicubic2d": ("cubic", 2),
+    "_upsample_bilinear2d_aa": ("area2", 2),
+    "_upsample_bicubic2d_aa": ("area4", 2),
+}
+"""How they interpolate, and along how many dimensions."""
 
 
-@rule(*(f"upsample_{kind}" for kind in (
-    "nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "trilinear3d", "bicubic2d",
-)), *(f"_upsample_nearest_exact{n}d" for n in (1, 2, 3)), "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")  # fmt: skip
+@rule(*RESIZES)
 def resize(call: Call) -> Outputs:
     image, shape = call.tracked("input" if call.has("input") else "self"), call.shape()
-    stem = call.name.removesuffix("_aa").removeprefix("_").removeprefix("upsample_")
-    kind: Any = KINDS["_nearest_exact" if stem.startswith("nearest_exact") else stem[:-2]]
-    if call.name.endswith("_aa"):
-        kind = {"linear": "area2", "cubic": "area4"}[kind]
-    count = int(stem[-2])
+    kind, count = RESIZES[call.name]
     scales = [call.get(n) for n in (["scales"] if count == 1 else ["scales_d", "scales_h", "scales_w"][-count:])]
     relations: dict[int, Relation] = {}
     for dim, factor in zip(last(image, count), scales, strict=True):
@@ -184,6 +189,11 @@ def pad(call: Call) -> Outputs:
             raise NotLocal("pads by an amount that depends on the image's size")
         relations[dim] = Pad(first[2 * i], mode)
     return image.moved(relations, call.shape())
+
+
+@rule("pad")
+def wrap(call: Call) -> Outputs:
+    raise NotLocal("circular padding: continues the image with rows or columns of its far edge")
 
 
 @rule("pixel_shuffle", "pixel_unshuffle")
