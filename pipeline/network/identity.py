@@ -34,7 +34,7 @@ def structure(module: nn.Module) -> Iterator[str]:
     """A line for each part: its path, class, settings and, unless the class is torch's own, its code."""
     for path, part in module.named_modules():
         settings = {k: _plain(v) for k, v in sorted(vars(part).items()) if not k.startswith("_") and k != "training"}
-        yield f"{path} {type(part).__qualname__} {re.sub(r' at 0x[0-9a-f]+', '', part.extra_repr())} {settings}"
+        yield f"{path} {type(part).__name__} {re.sub(r' at 0x[0-9a-f]+', '', part.extra_repr())} {settings}"
         if isinstance(part, GraphModule):
             yield part.code
         else:
@@ -55,13 +55,15 @@ def _plain(value: object, depth: int = 3) -> object:
         return repr(value)
     if isinstance(value, list | tuple):
         return [_plain(v, depth) for v in value]
+    if isinstance(value, set | frozenset):
+        return sorted(str(_plain(v, depth)) for v in value)
     if isinstance(value, dict):
         return {str(k): _plain(v, depth) for k, v in value.items()}
     if isinstance(value, np.ndarray):
         return hashlib.sha256(value.tobytes()).hexdigest()
     if isinstance(value, types.FunctionType) and not value.__module__.startswith("torch."):
         return _code_text(value.__code__)
-    name = getattr(value, "__qualname__", type(value).__qualname__)
+    name = getattr(value, "__name__", type(value).__name__)
     inner = {} if isinstance(value, type | nn.Module | Tensor) or not depth else getattr(value, "__dict__", {})
     return [name, {k: _plain(v, depth - 1) for k, v in sorted(inner.items())}] if inner else name
 

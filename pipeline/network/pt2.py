@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
+from torch.fx.graph import CodeGen
+from torch.utils._pytree import tree_unflatten
 
 from pipeline.network.prepare import tensors_of
 from pipeline.network.pt2_archive import plain_archive
@@ -69,12 +72,17 @@ def _image(program: torch.export.ExportedProgram) -> Tensor:
 
 
 def _module(program: torch.export.ExportedProgram) -> nn.Module:
-    """A plain graph module: the exported one refuses .eval() and checks sizes."""
-    exported = program.module()
-    graph = copy.deepcopy(exported.graph)
+    """A plain graph module: the exported one refuses .eval(), checks sizes and packs its arguments."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch about itself
+        exported = program.module()
+        graph = copy.deepcopy(exported.graph)
     for node in [n for n in graph.nodes if n.op == "call_module" and n.target == "_guards_fn"]:
         graph.erase_node(node)
-    graph._codegen = copy.deepcopy(exported.graph._codegen)
+    result = next(node for node in graph.nodes if node.op == "output")
+    assert program.call_spec.out_spec is not None
+    result.args = (tree_unflatten(list(result.args[0]), program.call_spec.out_spec),)
+    graph.set_codegen(CodeGen())
     return GraphModule(exported, graph, class_name="ExportedNetwork").eval()
 
 

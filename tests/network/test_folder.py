@@ -1,0 +1,98 @@
+"""Network folders: saved and loaded again, and each way in which one may not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.network.builtin import build, build_untrained
+from pipeline.network.folder import save_network
+from pipeline.network.loading import load_network
+
+ARGUMENTS = {"base": 4, "depth": 1, "channels": 3, "classes": 2}
+
+
+def test_saved_and_loaded_again(tmp_path: Path) -> None:
+    module = build_untrained("unet-tiny")
+    normalise = {"scale": 1 / 255, "mean": [0.1, 0.2, 0.3]}
+    arguments = {"base": 4, "depth": 2}
+    save_network(tmp_path / "net", "unet", arguments, module, normalise=normalise, class_names=["a", "b"])
+    network = load_network(tmp_path / "net")
+    assert network.name == "net"
+    assert network.card["arguments"] == arguments
+    assert network.card["class_names"] == ["a", "b"]
+    weights = load_file(tmp_path / "net" / "weights.safetensors")
+    state = network.module.state_dict()
+    assert weights.keys() == state.keys()
+    assert all(torch.equal(weights[key], state[key]) for key in weights)
+    assert {t.dtype for t in weights.values()} == {torch.float32, torch.int64}
+    assert sorted(p.name for p in (tmp_path / "net").iterdir()) == ["network.json", "weights.safetensors"]
+    image = torch.rand(1, 3, 8, 8) * 255
+    by_hand = image / 255 - torch.tensor([0.1, 0.2, 0.3])[:, None, None]
+    with torch.no_grad():
+        assert torch.allclose(network.module(image), module(by_hand), atol=1e-5)
+
+
+def test_double_weights_stay_double(tmp_path: Path) -> None:
+    save_network(tmp_path, "unet", ARGUMENTS, build("unet", ARGUMENTS).double())
+    assert {p.dtype for p in load_network(tmp_path).module.parameters()} == {torch.float64}
+
+
+def change_card(folder: Path, **entries: Any) -> None:
+    card = json.loads((folder / "network.json").read_text())
+    (folder / "network.json").write_text(json.dumps({**card, **entries}))
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    weights = load_file(folder / "weights.safetensors")
+    change(weights)
+    save_file(weights, folder / "weights.safetensors")
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "architecture": (lambda f: change_card(f, architecture="vnet"), "architecture 'vnet' is unknown"),
+    "argument": (lambda f: change_card(f, arguments={"bass": 3}), "no argument 'bass'"),
+    "no arguments": (lambda f: change_card(f, arguments=3), "arguments is 3"),
+    "wider": (lambda f: change_card(f, arguments={"base": 8, "depth": 1}), "has shape"),
+    "deeper": (lambda f: change_card(f, arguments={"base": 4, "depth": 2}), "lacks 'down.2.0.weight'"),
+    "shallower": (lambda f: change_card(f, arguments={"base": 4, "depth": 0}), "which the architecture lacks"),
+    "channels": (lambda f: change_card(f, channels=4), "says 4 channels, but its arguments build 3"),
+    "classes": (lambda f: change_card(f, classes=3), "says 3 classes, but its arguments build 2"),
+    "names": (lambda f: change_card(f, class_names=["one"]), "class_names"),
+    "activation": (lambda f: change_card(f, activation="relu"), "activation 'relu': one of"),
+    "normalise": (lambda f: change_card(f, normalise={"sclae": 1}), "unknown key 'sclae'"),
+    "normalise numbers": (lambda f: change_card(f, normalise={"mean": [1, 2]}), "mean has 2 numbers"),
+    "JSON": (lambda f: (f / "network.json").write_text("{"), "not valid JSON"),
+    "array": (lambda f: (f / "network.json").write_text("[]"), "must hold an object"),
+    "damaged": (lambda f: (f / "weights.safetensors").write_bytes(b"12345678901"), "weights.safetensors is damaged"),
+    "pickle": (lambda f: torch.save({}, f / "weights.safetensors"), "weights.safetensors is damaged"),
+    "missing weight": (lambda f: change_weights(f, lambda w: w.pop("classify.bias")), "lacks 'classify.bias'"),
+    "extra weight": (lambda f: change_weights(f, lambda w: w.update(a=torch.zeros(1))), "has 'a', which"),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_folder_that_does_not_fit(tmp_path: Path, what: str) -> None:
+    change, said = BROKEN[what]
+    save_network(tmp_path, "unet", ARGUMENTS, build("unet", ARGUMENTS))
+    change(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        load_network(tmp_path)
+    assert said in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["network.json", "weights.safetensors"])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    save_network(tmp_path, "unet", ARGUMENTS, build("unet", ARGUMENTS))
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"no {name}"):
+        load_network(tmp_path)
