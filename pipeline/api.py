@@ -20,9 +20,9 @@ from pipeline.config import Options, options
 from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Progress, Run, default_workers, drive
+from pipeline.stitching.ledger import Ledger, Lock
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.output import create, is_ours, open_output, remove_contents
-from pipeline.stitching.ledger import Ledger, Lock
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
 from pipeline.worker import Job, extend_to
@@ -159,25 +159,36 @@ def _begin(image: Any, output: str, analysis: planning.Analysis | None, asked: O
     path = Path(output)
     if isinstance(image, str | os.PathLike) and path.exists() and os.path.samefile(path, image):
         raise ValueError(f"the output {output} is the image itself: give another name with -o")
-    lock = None
-    if is_ours(path):
-        lock = Lock(path / LEDGER)
+    lock = Lock(path / LEDGER) if is_ours(path) else None
+    try:
+        return _run(path, image, opened, analysis, asked, lock)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def _run(
+    path: Path, image: Any, opened: Image, analysis: planning.Analysis | None, asked: Options, lock: Lock | None
+) -> Run:
+    """The run that goes on with what is there, or begins anew."""
+    if lock is not None:
         if asked.overwrite:
             (path / LEDGER / "ledger.txt").unlink(missing_ok=True)
             remove_contents(path, keep=(LEDGER,))
         else:
             target = open_output(path)
             stored = Plan.from_json(target.attributes["plan"])
-            planning.check_stored(stored, opened, analysis, asked, output)
+            planning.check_stored(stored, opened, analysis, asked, str(path))
             target.restore()
             ledger = Ledger.open(path / LEDGER, stored.fingerprint, stored.units, lock=lock)
-            run = Run(opened, target, stored, ledger)
+            run = Run(opened, target, stored, ledger, lock)
             run.check()
             return run
     plan = planning.plan_image(opened, analysis, asked) if analysis else planning.plan_copy(opened)
     target = create(path, plan.layout, attributes=_attributes(plan, image, opened, analysis, asked),
                     **_placing(plan, opened), among_others=lock is not None)  # fmt: skip
-    return Run(opened, target, plan, Ledger.open(path / LEDGER, plan.fingerprint, plan.units, lock=lock))
+    return Run(opened, target, plan, Ledger.open(path / LEDGER, plan.fingerprint, plan.units, lock=lock), lock)
 
 
 def _begin_all(
@@ -221,7 +232,7 @@ def _work(
     finally:
         torch.set_num_threads(threads)
         for run in runs:
-            run.ledger.close()
+            run.close()
 
 
 def _attributes(
@@ -286,5 +297,3 @@ def expand(patterns: Sequence[str]) -> list[str]:
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         found += matches or [pattern]
     return found
-
-

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
 
 from pipeline.network.loading import Network
-from pipeline.storage.image import Image
-from pipeline.storage.output import Output
 from pipeline.stitching import pyramid
 from pipeline.stitching.ledger import Ledger
+from pipeline.storage.image import Image
+from pipeline.storage.output import Output
 from pipeline.tiling.geometry import Interval, Region
 from pipeline.tiling.grid import Tile
 from pipeline.tiling.plan import Plan
@@ -144,7 +145,7 @@ def _check_level(report: Report, output: Output, plan: Plan, level: int) -> None
     for axis, n in zip(plan.layout.axes, shape, strict=True):
         start = draw.randrange(max(1, n - (SIDE if axis in "yx" else 1) + 1))
         region.append(Interval(start, min(n, start + (SIDE if axis in "yx" else 1))))
-    how = "mode" if plan.kind == "mask" or plan.layout.dtype == "bool" else "mean"
+    how: Literal["mode", "mean"] = "mode" if plan.kind == "mask" or plan.layout.dtype == "bool" else "mean"
     expected = pyramid.build_shard(
         lambda below: output.read(level - 1, below), tuple(region), plan.layout.shapes[level - 1], how=how
     )

@@ -15,7 +15,7 @@ from pipeline.network.receptive_field import receptive_field
 from pipeline.network.sizes import fails_at, least_size
 from pipeline.storage.image import Image
 from pipeline.tiling.geometry import ReceptiveField
-from pipeline.tiling.grid import Grid, Layout, build_layout
+from pipeline.tiling.grid import Grid, build_layout
 from pipeline.tiling.plan import Plan, check_core, choose_core
 from pipeline.worker import DTYPES
 
@@ -213,7 +213,7 @@ def check_size(analysis: Analysis, size: tuple[int, int]) -> None:
 
 def blend_field(field: ReceptiveField, window: int) -> tuple[ReceptiveField, tuple[int, int]]:
     """The field by which windows are cut: whole windows, no halo of its own; rate 1 only."""
-    if field.rate != (1, 1) or field.surplus != (0, 0):
+    if any(r != 1 for r in field.rate) or field.surplus != (0, 0):
         raise ValueError("--mode blend needs a network whose output has the size of its input")
     sides = tuple(max(a, round(window / a) * a) for a in field.alignment)
     return replace(field, before=(0, 0), after=(0, 0)), (sides[0], sides[1])

@@ -7,17 +7,18 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from pipeline.engines import local
+from pipeline.stitching import preview
+from pipeline.stitching.ledger import Ledger, Lock
 from pipeline.storage.disk import OutputError
 from pipeline.storage.image import Image
 from pipeline.storage.output import Output
-from pipeline.stitching import preview
-from pipeline.stitching.ledger import Ledger
 from pipeline.tiling.plan import Plan
 from pipeline.worker import THUMBNAILS, Item, Job, start
 
@@ -33,6 +34,8 @@ class Run:
     output: Output
     plan: Plan
     ledger: Ledger
+    lock: Lock | None = None
+    """Held where the ledger does not hold it itself."""
     resumed: int = 0
     """Units that were done when this run began."""
     failures: list[str] = field(default_factory=list)
@@ -43,6 +46,11 @@ class Run:
 
     def missing(self, units: range) -> list[int]:
         return [unit for unit in units if not self.ledger.done(unit)]
+
+    def close(self) -> None:
+        self.ledger.close()
+        if self.lock is not None:
+            self.lock.release()
 
     def check(self) -> None:
         """Forget units of which a shard is missing or of another length, so that they are done again."""
@@ -78,8 +86,8 @@ def drive(job: Job, runs: Sequence[Run], *, workers: int, own_process: bool, rep
     tiles = sum(run.plan.tiles for run in runs)
     done = sum(len(range(run.plan.tiles)) - len(run.missing(range(run.plan.tiles))) for run in runs)
     pixels = 0
-    results = local.run(
-        lambda: start(job),
+    results: Iterator[tuple[Any, Any]] = local.run(
+        partial(cast(Any, start), job),
         _stages(runs),
         workers=workers,
         own_process=own_process,

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from pipeline.network.loading import Network
+from pipeline.stitching import blending, preview, pyramid
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.output import Output, Record, open_output
-from pipeline.stitching import blending, preview, pyramid
 from pipeline.tiling.geometry import Interval, Region
 from pipeline.tiling.grid import Tile
 from pipeline.tiling.plan import Plan

@@ -76,7 +76,7 @@ class _WrappingPads(TorchFunctionMode):
     """Records circular padding as the one operation that was called, not as the copies of rows that it is made of."""
 
     def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call, attr-defined]
         self.recorder = recorder
 
     def __torch_function__(
@@ -91,7 +91,7 @@ class _WrappingPads(TorchFunctionMode):
             path, kind = recorder.stack[-1]
             arguments = (Ref(recorder.values[image]), list(args[1] if len(args) > 1 else kwargs["pad"]), "circular")
             output = recorder.add(padded)
-            recorder.nodes.append(Node(torch.ops.aten.pad.default, arguments, {}, (output,), path, kind))
+            recorder.nodes.append(Node(torch.ops.aten.pad.default, arguments, {}, (output,), path, kind))  # type: ignore[call-arg]
         return result
 
 
@@ -99,7 +99,7 @@ class _Recorder(TorchDispatchMode):
     """Records every operation that has the input or something computed from it among its arguments."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call, attr-defined]
         self.values: Any = WeakTensorKeyDictionary()
         self.shapes: dict[int, tuple[int, ...]] = {}
         self.nodes: list[Node] = []
@@ -127,7 +127,7 @@ class _Recorder(TorchDispatchMode):
             leaves = tree_flatten(result)[0]
             outputs = tuple(self.add(leaf) if isinstance(leaf, torch.Tensor) else None for leaf in leaves)
             path, kind = self.stack[-1]
-            self.nodes.append(Node(func, referred[0], referred[1], outputs, path, kind))
+            self.nodes.append(Node(func, referred[0], referred[1], outputs, path, kind))  # type: ignore[call-arg]
         return result
 
 
@@ -166,7 +166,7 @@ def _functional() -> Iterator[None]:
 
 def _unwrap(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor) and torch._is_functional_tensor(leaf):  # type: ignore[no-untyped-call]
-        torch._sync(leaf)  # type: ignore[no-untyped-call]
+        torch._sync(leaf)  # type: ignore[attr-defined]
         return torch._from_functional_tensor(leaf)  # type: ignore[no-untyped-call]
     return leaf
 

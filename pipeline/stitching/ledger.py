@@ -15,6 +15,7 @@ import json
 import os
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -29,28 +30,45 @@ BLOCK = 1 << 20
 
 
 class LedgerError(ValueError):
-    """A ledger that belongs to another run, or that another run is writing."""
+    """A ledger that belongs to another run, that another run is writing, or that the disk does not take."""
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LedgerError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 class Lock:
     """Held by the one run that may write an output; the kernel releases it when the process dies."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Takes the lock, making the folder if need be. Raises LedgerError where another run holds it."""
+        """Takes the lock, making the folder if need be.
+
+        Raises LedgerError where another run holds it or the folder cannot be written.
+        """
+        self._file = -1
         path = Path(folder)
-        path.mkdir(exist_ok=True)
-        self._file = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with _writing(path):
+            path.mkdir(exist_ok=True)
+            self._file = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            with _writing(path):
+                self._take(path)
+        except BaseException:
+            self.release()
+            raise
+
+    def _take(self, path: Path) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.read(self._file, 32).decode(errors="replace").strip() or "unknown"
-            os.close(self._file)
             raise LedgerError(
                 f"{path.parent} is being written by another run (process {holder}): wait for it or end it"
             ) from None
-        except OSError:
-            os.close(self._file)
-            raise
         os.ftruncate(self._file, 0)
         os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
 
@@ -58,6 +76,9 @@ class Lock:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+    def __del__(self) -> None:
+        self.release()
 
 
 class Ledger:
@@ -77,15 +98,16 @@ class Ledger:
     def open(cls, folder: str | os.PathLike[str], fingerprint: str, units: int, *, lock: Lock | None = None) -> Ledger:
         """The ledger in the folder to go on with, or a new one; locked until it is closed.
 
-        lock: one that the caller holds already, and keeps.
+        lock: one that the caller holds already; it is the ledger's from here on, also where this raises.
         Raises LedgerError where another run holds the lock, or where the ledger is of another fingerprint.
         """
-        held = None if lock is not None else Lock(folder)
+        held = Lock(folder) if lock is None else lock
         path = Path(folder) / FILE
         try:
             header = _read_header(path)
             if header is None:
-                _write_header(path, fingerprint, units)
+                with _writing(path):
+                    _write_header(path, fingerprint, units)
             elif (header["fingerprint"], header["units"]) != (fingerprint, units):
                 raise LedgerError(
                     f"{path.parent.parent} was begun by a run that differs (fingerprint "
@@ -94,8 +116,7 @@ class Ledger:
             ledger = cls(path, fingerprint, units, writable=True, lock=held)
             os.ftruncate(ledger._file, ledger._end)
         except BaseException:
-            if held is not None:
-                held.release()
+            held.release()
             raise
         return ledger
 
@@ -120,7 +141,10 @@ class Ledger:
         return self._lines[unit] >= 0
 
     def add(self, unit: int, records: Sequence[Record]) -> None:
-        """The unit is done and its shards are on disk. After this returns, a kill does not undo it."""
+        """The unit is done and its shards are on disk. After this returns, a kill does not undo it.
+
+        Raises LedgerError where the disk is full; the ledger stays as it was.
+        """
         self._append([(unit, b" ".join([b"%d" % unit, *map(_format, records)]))], done=True)
 
     def forget(self, units: Iterable[int]) -> None:
@@ -168,9 +192,9 @@ class Ledger:
             written = 0
             while written < len(content):
                 written += os.pwrite(self._file, content[written:], self._end + written)
-        except OSError:
+        except OSError as error:
             os.ftruncate(self._file, self._end)
-            raise
+            raise LedgerError(f"cannot write {self.path}: {error.strerror or error}") from error
         for unit, line in entries:
             self._mark(unit, self._end if done else -1)
             self._end += len(line) + 1

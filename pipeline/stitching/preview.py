@@ -26,6 +26,8 @@ from pipeline.tiling.geometry import Interval, Region
 
 SIDE = 768
 """Largest side of the image in the preview."""
+DETAIL = 192
+"""Side of the detail, in pixels of the image."""
 SMALL, THIN = 640, 12
 """An image is enlarged to about the first, and no side is drawn thinner than the second."""
 MARGIN, GAP, FONT = 20, 16, 17
@@ -68,6 +70,16 @@ class Detail:
     pixels: NDArray[Any]
     mask: NDArray[Any]
     region: Region
+
+
+def detail_region(size: tuple[int, int], lines: tuple[Sequence[int], Sequence[int]], side: int = DETAIL) -> Region:
+    """Where to look closely: around the tile junction nearest to the middle, the middle itself if there is none."""
+    axes = []
+    for n, edges in zip(size, lines, strict=True):
+        middle = min(edges, key=lambda edge: abs(2 * edge - n), default=n // 2)
+        start = max(0, min(middle - side // 2, n - side))
+        axes.append(Interval(start, min(start + side, n)))
+    return Region(axes[0], axes[1])
 
 
 def compose(

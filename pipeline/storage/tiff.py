@@ -23,10 +23,12 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what matters 
 
 LARGEST_CHUNK = 1 << 31
 """Bytes of a decoded strip or tile beyond which it is taken for damage, not for an image."""
+THUMBNAIL = 16
+"""An image with this many times fewer pixels than a later one is its thumbnail."""
 
 
 def open_tiff(path: Path, axes: str | None, level: int, time: int = 0) -> Source:
-    """The largest series of the file at that level. Raises ValueError for what cannot be read."""
+    """The image of the file at that level. Raises ValueError for what cannot be read."""
     try:
         file = tifffile.TiffFile(path)
     except Exception as error:  # damage surfaces in tifffile as any of Python's errors
@@ -42,7 +44,7 @@ def open_tiff(path: Path, axes: str | None, level: int, time: int = 0) -> Source
 
 
 def _open(file: tifffile.TiffFile, path: Path, axes: str | None, level: int, time: int) -> Source:
-    series = _largest_series(file, path)
+    series = _chosen_series(file, path)
     if not 0 <= level < len(series.levels):
         raise ValueError(f"{path} has levels 0 to {len(series.levels) - 1}: level {level} is not among them")
     finest, series = series, series.levels[level]
@@ -63,19 +65,25 @@ def _open(file: tifffile.TiffFile, path: Path, axes: str | None, level: int, tim
     return TiffSource(file, series, layout, metadata)
 
 
-def _largest_series(file: tifffile.TiffFile, path: Path) -> Any:
-    """The series with the largest plane, masks and thumbnails aside; the first of equals."""
+def _chosen_series(file: tifffile.TiffFile, path: Path) -> Any:
+    """The first image, masks and thumbnails aside: one with a sixteenth of a later one's pixels is a thumbnail too."""
     usable = [s for s in file.series if s.shape and s.keyframe.shape]
-    images = [s for s in usable if not int(s.keyframe.subfiletype) & 0b101] or usable
+    full = [s for s in usable if not int(s.keyframe.subfiletype) & 0b101]
+    images = [s for s in full if len(s.keyframe.treeindex) == 1] or full or usable
     if not images:
         raise ValueError(f"{path}: a TIFF file without an image")
-    series = max(images, key=lambda s: (s.keyframe.imagelength * s.keyframe.imagewidth, math.prod(s.shape)))
+    largest = max(images, key=_area)
+    series = images[0] if _area(images[0]) * THUMBNAIL > _area(largest) else largest
     if len(images) > 1:
         log.warning(
-            "%s holds %d images: the largest is opened, number %d (%s, axes %s)",
-            path, len(images), series._index, "x".join(map(str, series.shape)), series.axes,
+            "%s holds %d images: number %d is opened (%s, axes %s)",
+            path, len(images), images.index(series), "x".join(map(str, series.shape)), series.axes,
         )  # fmt: skip
     return series
+
+
+def _area(series: Any) -> int:
+    return int(series.keyframe.imagelength) * int(series.keyframe.imagewidth)
 
 
 def _shape(series: Any, axes: str | None, time: int, what: str) -> tuple[int, ...]:
@@ -181,12 +189,12 @@ def _rename(
     return short, given_axes(axes, short, what), {kept.index(i): k for i, k in within.items() if i in kept}
 
 
-def lookup_table(keyframe: Any) -> np.ndarray | None:
+def lookup_table(page: Any) -> np.ndarray | None:
     """The colours (3, n) uint8 of a palette image, else None."""
-    if keyframe.photometric != tifffile.PHOTOMETRIC.PALETTE or keyframe.samplesperpixel != 1:
+    if page.photometric != tifffile.PHOTOMETRIC.PALETTE or page.samplesperpixel != 1:
         return None
-    table = keyframe.colormap
-    if table is None or table.ndim != 2 or len(table) != 3 or keyframe.dtype.kind not in "bu":
+    table = page.colormap
+    if table is None or table.ndim != 2 or len(table) != 3 or page.dtype.kind not in "bu":
         return None
     return (table >> 8 if table.max() > 255 else table).astype(np.uint8)
 
@@ -249,7 +257,15 @@ class TiffSource:
         else:
             pixels = self._clip(segment, extent)
         result = self.layout.to_4d(pixels, slices)
-        return result if self.table is None else self.table[:, result[0].astype(np.intp)]
+        return result if self.table is None else self._colours(page)[:, result[0].astype(np.intp)]
+
+    def _colours(self, page: Any) -> np.ndarray:
+        """The palette of that page, which may differ from the first one's."""
+        assert self.table is not None
+        if page is None or page is self.keyframe or page.is_virtual:
+            return self.table
+        table = lookup_table(page.aspage() if page.is_frame else page)
+        return self.table if table is None or table.shape != self.table.shape else table
 
     def _segment(self, page: Any, number: int) -> np.ndarray | None:
         """The strip or tile (depth, rows, columns, samples); None where it is not stored."""
@@ -261,7 +277,7 @@ class TiffSource:
             options["jpegtables"] = page.jpegtables
         if self.keyframe.jpegheader is not None:
             options["jpegheader"] = self.keyframe.jpegheader
-        segment: np.ndarray = self.keyframe.decode(data, number, **options)[0]
+        segment: np.ndarray | None = self.keyframe.decode(data, number, **options)[0]
         return segment
 
     def _stored(self, page: Any, number: int) -> bytes | None:
@@ -274,7 +290,7 @@ class TiffSource:
         if handle.closed:  # a further file of an OME-TIFF
             handle.open()
         if offset >= handle.size:
-            raise ImageReadError(f"lies at {offset}, beyond the end of the file ({handle.size} bytes)")
+            raise ValueError(f"lies at {offset}, beyond the end of the file ({handle.size} bytes)")
         return os.pread(handle.fileno(), min(count, handle.size - offset), offset)
 
     def _clip(self, segment: np.ndarray, extent: tuple[int, ...]) -> np.ndarray:

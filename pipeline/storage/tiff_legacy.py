@@ -30,6 +30,9 @@ def open_page(file: Any, series: Any, metadata: Metadata, path: Path) -> LegacyS
         raise ValueError(f"{path}: compression {name} is read in files of one page only")
     if max(keyframe.nbytes * 4, file.filehandle.size) > LARGEST:
         raise ValueError(f"{path}: compression {name} is read in images of less than {LARGEST >> 20} MB only")
+    ends = [o + n for o, n in zip(keyframe.dataoffsets, keyframe.databytecounts, strict=False)]
+    if not ends or max(ends) > file.filehandle.size:
+        raise ValueError(f"{path}: strips lie beyond the end of the file ({file.filehandle.size} bytes)")
     return LegacySource(file, keyframe, metadata, path)
 
 

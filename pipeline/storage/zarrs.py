@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ import zarr
 from pipeline.storage.axes import Arrangement, given_axes, letters, unnamed_axes
 from pipeline.storage.source import ImageReadError, Index, Metadata, native, one_line
 
-log = logging.getLogger("pipeline")
-
 MARKS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 """Files of which a folder that is a Zarr array or group holds one."""
+SMALLEST = 256
+"""Chunks of less than this a side are read several at once: each costs a millisecond."""
 
 
 def is_zarr(path: Path) -> bool:
@@ -25,70 +24,113 @@ def is_zarr(path: Path) -> bool:
 def open_zarr(path: Path, axes: str | None, level: int, channels: int | None, time: int = 0) -> ZarrSource:
     """An array, or a level of an OME-Zarr image. Raises ValueError for what is neither."""
     try:
-        node = zarr.open(str(path), mode="r")
-        if isinstance(node, zarr.Group):
-            node, names, metadata = _of_group(node, path, level)
-        else:
-            names, metadata = _named(node), Metadata("zarr", "", path.stem)
-            if level != 0:
-                raise ValueError(f"{path} is one array: it has no level {level}")
+        return _open(zarr.open(str(path), mode="r"), path, axes, level, channels, time)
     except ValueError:
         raise
     except Exception as error:  # damaged metadata surface in zarr as any of Python's errors
         raise ValueError(f"{path}: not a readable Zarr image: {type(error).__name__}: {one_line(error)}") from error
-    return ZarrSource(node, names, metadata, path, axes, channels, time)
+
+
+def _open(node: Any, path: Path, axes: str | None, level: int, channels: int | None, time: int) -> ZarrSource:
+    if isinstance(node, zarr.Array):
+        if level != 0:
+            raise ValueError(f"{path} is one array: it has no level {level}")
+        return ZarrSource(node, axes, _named(node), Metadata("zarr", "", path.stem), path, channels, time)
+    attributes = dict(node.attrs)
+    inner = attributes.get("ome", attributes)
+    if "multiscales" in inner:
+        image = Multiscale(node, inner, path)
+        return image.open(axes, level, channels, time)
+    if inner.get("bioformats2raw.layout") and "0" in node:
+        return _open(node["0"], path, axes, level, channels, time)
+    arrays = sorted(name for name, _ in node.arrays())
+    if len(arrays) == 1:
+        return _open(node[arrays[0]], path, axes, level, channels, time)
+    kind = "plate or well" if "plate" in inner or "well" in inner else "group"
+    raise ValueError(f"{path} is a Zarr {kind}, not an image: name one within it, of {sorted(node.keys())[:9]}")
 
 
 def _named(array: Any) -> str | None:
+    """Axes by the names of the array's dimensions, if all have one."""
     names = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     if not names or any(n is None for n in names):
         return None
-    return letters([str(n) for n in names])
+    found = letters([str(n) for n in names])
+    return found if {"Y", "X"} <= set(found) and len(found) == array.ndim else None
 
 
-def _of_group(group: Any, path: Path, level: int) -> tuple[Any, str | None, Metadata]:
-    """The array of a level, its axes and what its metadata say."""
-    attributes = dict(group.attrs)
-    multiscales = attributes.get("ome", attributes).get("multiscales")
-    if not multiscales:
-        return _without_multiscales(group, path, level, attributes)
-    image = multiscales[0]
-    paths = [d["path"] for d in image["datasets"]]
-    if not 0 <= level < len(paths):
-        raise ValueError(f"{path} has levels 0 to {len(paths) - 1}: level {level} is not among them")
-    axes = image.get("axes") or list("tczyx")
-    names = letters([a["name"] if isinstance(a, dict) else a for a in axes])
-    metadata = Metadata("ome-zarr", names, image.get("name") or path.stem)
-    return group[paths[level]], names, metadata
+class Multiscale:
+    """The first image of an OME-Zarr group. https://ngff.openmicroscopy.org/0.5/#multiscale-md"""
 
+    def __init__(self, group: Any, attributes: dict[str, Any], path: Path) -> None:
+        self.group, self.path = group, path
+        self.image = attributes["multiscales"][0]
+        self.omero = attributes.get("omero") or {}
+        self.datasets = self.image["datasets"]
+        axes = self.image.get("axes") or list("tczyx")  # 0.1 and 0.2 have no names
+        self.axes = [a if isinstance(a, dict) else {"name": a} for a in axes]
+        self.letters = "".join(self._letter(a) for a in self.axes)
 
-def _without_multiscales(group: Any, path: Path, level: int, attributes: dict[str, Any]) -> Any:
-    """The only array of a plain group."""
-    arrays = sorted(name for name, _ in group.arrays())
-    if len(arrays) == 1 and level == 0:
-        return group[arrays[0]], _named(group[arrays[0]]), Metadata("zarr", "", path.stem)
-    raise ValueError(f"{path} is a Zarr group, not an image: name one within it, of {sorted(group.keys())[:9]}")
+    @staticmethod
+    def _letter(axis: dict[str, Any]) -> str:
+        by_type = {"channel": "C", "time": "T"}
+        return by_type.get(axis.get("type", ""), letters([axis["name"]]))
+
+    def open(self, axes: str | None, level: int, channels: int | None, time: int) -> ZarrSource:
+        if not 0 <= level < len(self.datasets):
+            raise ValueError(f"{self.path} has levels 0 to {len(self.datasets) - 1}: level {level} is not among them")
+        arrays = [self.group[d["path"]] for d in self.datasets]
+        meta = Metadata("ome-zarr", self.letters, self.image.get("name") or self.path.stem)
+        self._describe(meta, level)
+        source = ZarrSource(arrays[level], axes, self.letters, meta, self.path, channels, time)
+        shapes = [Arrangement.of(source.arrangement.axes, tuple(a.shape), time, quiet=True).shape4 for a in arrays]
+        meta.levels = tuple(s if meta.volumetric else (s[0], *s[2:]) for s in shapes)
+        return source
+
+    def _describe(self, meta: Metadata, level: int) -> None:
+        scale = self._scale(level)
+        names = [c.get("label") or "" for c in self.omero.get("channels", []) if isinstance(c, dict)]
+        meta.channel_names = names if any(names) else []
+        if scale is None:
+            return
+        sizes = dict(zip(self.letters, scale, strict=True))
+        units = {letter: a.get("unit") for letter, a in zip(self.letters, self.axes, strict=True)}
+        if "Y" in sizes and "X" in sizes and (units.get("X") or (sizes["Y"], sizes["X"]) != (1, 1)):
+            meta.pixel_size, meta.unit = (sizes["Y"], sizes["X"]), units.get("X")
+            meta.z_step = sizes.get("Z")
+
+    def _scale(self, level: int) -> list[float] | None:
+        """Size of a pixel per axis: the scales of the level and of the image, multiplied."""
+        result = None
+        for owner in (self.datasets[level], self.image):
+            for transform in owner.get("coordinateTransformations") or []:
+                scale = transform.get("scale")
+                if transform.get("type") == "scale" and isinstance(scale, list) and len(scale) == len(self.axes):
+                    result = [float(a) * float(b) for a, b in zip(result or [1.0] * len(scale), scale, strict=True)]
+        return result
 
 
 class ZarrSource:
     """Chunks of a Zarr array; in shards, the chunks within."""
 
+    size = 0
+
     def __init__(
-        self, array: Any, names: str | None, metadata: Metadata, path: Path, axes: str | None, channels: int | None,
-        time: int,
+        self, array: Any, axes: str | None, named: str | None, metadata: Metadata, path: Path,
+        channels: int | None = None, time: int = 0,
     ) -> None:  # fmt: skip
         self.array, self.metadata, self.path = array, metadata, path
         shape, what = tuple(array.shape), str(path)
-        if axes:
-            names = given_axes(axes, shape, what)
-        elif not names or len(names) != len(shape):
-            names = unnamed_axes(shape, channels, what)
+        names = given_axes(axes, shape, what) if axes else named or unnamed_axes(shape, channels, what)
+        if len(names) != len(shape):
+            raise ValueError(f"{what}: axes {names} do not fit shape {shape}")
         self.dtype = native(np.dtype(array.dtype), what)
         self.arrangement = Arrangement.of(names, shape, time)
         self.shape = self.arrangement.shape4
-        self.chunk = self.arrangement.chunk4(array.chunks)
-        self.size = 0
-        metadata.axes, metadata.volumetric = names, self.shape[1] > 1
+        c, z, y, x = self.arrangement.chunk4(array.chunks)
+        self.chunk: Index = (c, z, y * -(-SMALLEST // y), x * -(-SMALLEST // x))
+        metadata.axes = names
+        metadata.volumetric = self.shape[1] > 1 or (metadata.format == "zarr" and "Z" in names)
 
     def decode(self, at: Index) -> np.ndarray:
         try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
+from dataclasses import field as attribute
 from fractions import Fraction
 from functools import cached_property
 from typing import Any
@@ -42,7 +43,7 @@ class Plan:
     layout: Layout
     window: tuple[int, int] | None = None
     """Side lengths of the windows that are blended, in pixels."""
-    memory: int = field(default=0, compare=False)
+    memory: int = attribute(default=0, compare=False)
     """Bytes that a worker needs above the loaded interpreter and libraries. A forecast, not part of the plan."""
 
     @cached_property

@@ -1,0 +1,125 @@
+"""Decompression from the front, piece by piece: what one strip of a whole image needs to be read in little memory."""
+
+from __future__ import annotations
+
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+
+import imagecodecs
+import numpy as np
+
+PIECE = 1 << 20
+"""Bytes that are taken in or handed out at once, about."""
+
+
+def deflate(data: memoryview) -> Iterator[bytes]:
+    """zlib streams (compressions 8 and 32946)."""
+    decoder = zlib.decompressobj()
+    rest: bytes | memoryview = b""
+    for start in range(0, len(data), PIECE):
+        rest = data[start : start + PIECE]
+        while rest and not decoder.eof:
+            yield decoder.decompress(rest, PIECE)
+            rest = decoder.unconsumed_tail
+    while not decoder.eof and (piece := decoder.decompress(b"", PIECE)):
+        yield piece
+
+
+def xz(data: memoryview) -> Iterator[bytes]:
+    """LZMA2 streams (compression 34925)."""
+    decoder = lzma.LZMADecompressor()
+    for start in range(0, len(data), PIECE):
+        if decoder.eof:
+            return
+        yield decoder.decompress(data[start : start + PIECE], PIECE)
+        while not decoder.eof and not decoder.needs_input:
+            yield decoder.decompress(b"", PIECE)
+
+
+def packbits(data: memoryview) -> Iterator[bytes]:
+    """Runs and literals (compression 32773). TIFF 6.0, section 9"""
+    out, at = bytearray(), 0
+    while at < len(data):
+        head = data[at]
+        if head < 128:
+            out += data[at + 1 : at + 2 + head]
+            at += 2 + head
+        else:
+            if head > 128:
+                out += bytes(data[at + 1 : at + 2]) * (257 - head)
+            at += 1 if head == 128 else 2
+        if len(out) >= PIECE:
+            yield bytes(out)
+            out.clear()
+    yield bytes(out)
+
+
+CLEAR, END = 256, 257
+_WIDTHS = np.repeat([9, 10, 11, 12], [254, 512, 1024, 8192])
+"""Bits of the codes that follow a clear code, one after the other."""
+_STARTS = np.concatenate([[0], np.cumsum(_WIDTHS)[:-1]])
+
+
+def lzw(data: memoryview) -> Iterator[bytes]:
+    """LZW as TIFF has it (compression 5), cut at its clear codes, where the table begins anew. TIFF 6.0, section 13"""
+    at, end = 0, len(data) * 8
+    if end >= 9 and data[0] == 0x80 and data[1] < 128:
+        at = 9  # the clear code that every stream begins with
+    elif end >= 9 and data[0] == 0 and data[1] & 1:
+        raise ValueError("LZW of the first kind, with its bits reversed")
+    while at < end:
+        bits = np.unpackbits(np.frombuffer(data[at // 8 : (at + int(_WIDTHS.sum())) // 8 + 2], np.uint8))[at % 8 :]
+        codes = _codes(bits)
+        ends = np.flatnonzero((codes == CLEAR) | (codes == END))
+        if not len(ends):
+            count, last = len(codes), True
+        else:
+            count, last = int(ends[0]), bool(codes[ends[0]] == END)
+        if count >= len(_WIDTHS):
+            raise ValueError("LZW without clear codes")
+        stop = int(_STARTS[count])
+        if count:
+            yield _segment(bits[:stop], int(_WIDTHS[count]))
+        if last:
+            return
+        at += stop + int(_WIDTHS[count])
+
+
+def _codes(bits: np.ndarray) -> np.ndarray:
+    """The codes in those bits, as far as they are whole, if none of them clears the table."""
+    count = int(np.searchsorted(_STARTS + _WIDTHS, len(bits), side="right"))
+    values = np.zeros(count, np.int32)
+    for k in range(12):
+        wide = _WIDTHS[:count] > k
+        values[wide] = values[wide] << 1 | bits[_STARTS[:count][wide] + k]
+    return values
+
+
+def _segment(bits: np.ndarray, width: int) -> bytes:
+    """Decodes codes between two clear codes: made a stream of its own, moved to begin at a byte."""
+    clear = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0], np.uint8)
+    end = np.array([int(b) for b in np.binary_repr(END, width)], np.uint8)
+    return bytes(imagecodecs.lzw_decode(np.packbits(np.concatenate([clear, bits, end])).tobytes()))
+
+
+DECODERS: dict[int, Callable[[memoryview], Iterator[bytes]]] = {
+    5: lzw,
+    8: deflate,
+    32946: deflate,
+    32773: packbits,
+    34925: xz,
+}
+"""By the number of a TIFF file's compression."""
+
+
+def blocks(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
+    """The same bytes in blocks of that size; the last may be shorter."""
+    held = bytearray()
+    for piece in pieces:
+        held += piece
+        while len(held) >= size:
+            yield bytes(held[:size])
+            del held[:size]
+    if held:
+        yield bytes(held)

@@ -1,0 +1,285 @@
+"""The promise, from image to output: tiled equals whole, killed and resumed equals undisturbed, errors are one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import pipeline
+from pipeline.api import TilesFailed
+
+
+def integers_(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Small integer weights, so that float64 is exact whatever the order of additions."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.copy_(torch.randint(-2, 3, p.shape))
+    return module.eval()
+
+
+class Skip(nn.Module):
+    """A U-Net of one level: stride 2 down, transposed up, concatenated."""
+
+    def __init__(self, up: nn.Module) -> None:
+        super().__init__()
+        self.a, self.down, self.b = nn.Conv2d(1, 3, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3, padding=1)
+        self.up, self.c = up, nn.Conv2d(7, 2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = torch.relu(self.a(x))
+        return self.c(torch.cat([a, self.up(torch.relu(self.b(self.down(a))))], dim=1))
+
+
+NETWORKS = {
+    "same": lambda: nn.Sequential(nn.Conv2d(1, 3, 5, padding=2), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1)),
+    "valid": lambda: nn.Sequential(nn.Conv2d(1, 3, 5), nn.ReLU(), nn.Conv2d(3, 2, 3)),
+    "asymmetric": lambda: nn.Sequential(nn.ZeroPad2d((3, 0, 0, 2)), nn.Conv2d(1, 2, (3, 4))),
+    "coarse": lambda: nn.Sequential(nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.Conv2d(3, 2, 3, 2, 1)),
+    "dilated": lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=4, dilation=4), nn.Conv2d(2, 2, 3, padding=1)),
+    "reflect": lambda: nn.Conv2d(1, 2, 5, padding=2, padding_mode="reflect"),
+    "replicate": lambda: nn.Conv2d(1, 2, 5, padding=2, padding_mode="replicate"),
+    "stride 3": lambda: nn.Sequential(nn.Conv2d(1, 2, 3, 3), nn.ConvTranspose2d(2, 2, 3, 3)),
+    "overlapping up": lambda: nn.Sequential(nn.Conv2d(1, 2, 4, 2, 1), nn.ConvTranspose2d(2, 2, 4, 2, 1)),
+    "nearest up": lambda: nn.Sequential(nn.MaxPool2d(4), nn.Conv2d(1, 2, 3, padding=1), nn.Upsample(scale_factor=4)),
+    "finer": lambda: nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.PixelShuffle(2)),
+    "skip": lambda: Skip(nn.ConvTranspose2d(4, 4, 2, 2)),
+    "skip nearest": lambda: Skip(nn.Upsample(scale_factor=2)),
+    "strides (2, 1)": lambda: nn.Sequential(nn.Conv2d(1, 2, (3, 1), (2, 1), (1, 0)), nn.Conv2d(2, 2, 3, padding=1)),
+    "average": lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(3, 1, 1)),
+}
+
+
+def whole(net: nn.Module, image: np.ndarray, plan: pipeline.Plan) -> np.ndarray:
+    extended = torch.from_numpy(pipeline.extend(image, net))[None].double()
+    with torch.no_grad():
+        result = net.double()(extended)[0].numpy()
+    return result[:, : plan.layout.shapes[0][-2], : plan.layout.shapes[0][-1]]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@settings(
+    max_examples=4,
+    phases=[Phase.generate],
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(height=st.integers(9, 61), width=st.integers(9, 61), tile=st.tuples(st.integers(1, 5), st.integers(1, 5)))
+def test_tiled_equals_whole_bit_for_bit(
+    name: str, tmp_path: Path, height: int, width: int, tile: tuple[int, int]
+) -> None:
+    net = integers_(NETWORKS[name]())
+    field = pipeline.receptive_field(net)
+    image = np.random.default_rng(height * 64 + width).integers(0, 9, (1, height, width), np.uint8)
+    core = (field.alignment[0] * tile[0], field.alignment[1] * tile[1])
+    core = tuple(c * -(-12 // c) for c in core)
+    result = pipeline.predict(
+        image, net, tmp_path / "o.zarr", kind="logits", precision="float64", tile=core, workers=1, overwrite=True
+    )
+    np.testing.assert_array_equal(result.array[:], whole(net, image, result.plan))
+
+
+@pytest.mark.parametrize("name", ["skip", "coarse", "valid", "overlapping up"])
+def test_footprint_is_the_derived_reach(name: str) -> None:
+    """With weights of one, a changed pixel changes exactly the outputs that the derived reach says."""
+    net = NETWORKS[name]().double().eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.fill_(1.0)
+    field = pipeline.receptive_field(net)
+    side, before, after = 96, 0, 0
+    middle = side // 2 // field.alignment[0] * field.alignment[0]
+    for phase in range(field.alignment[0]):
+        x = torch.zeros(1, 1, side, side, dtype=torch.float64)
+        at = middle + phase
+        x[0, 0, at, middle] = 1e6
+        with torch.no_grad():
+            rows = (net(x) - net(torch.zeros_like(x)))[0].abs().amax((0, 2)).nonzero().ravel()
+        first, last = int(rows.min()), int(rows.max())
+        before = max(before, int(last / field.rate[0]) - at)
+        after = max(after, at + 1 - int((first + 1) / field.rate[0]))
+    assert (before, after) == (field.before[0], field.after[0])
+
+
+def test_a_network_that_is_not_local_is_refused_by_name(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
+    assert not pipeline.receptive_field(net).is_local
+    with pytest.raises(ValueError, match=r"is not local.*1: .*blend"):
+        pipeline.predict(np.zeros((1, 40, 40), np.uint8), net, tmp_path / "o.zarr")
+
+
+def test_blend_is_the_same_for_any_tile(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
+    image = np.random.default_rng(0).integers(0, 255, (1, 150, 170), np.uint8)
+    a, b = (
+        pipeline.predict(
+            image, net, tmp_path / f"{t}.zarr", kind="logits", mode="blend", window=64, tile=(t, t), workers=1
+        )
+        for t in (48, 96)
+    )
+    np.testing.assert_allclose(a.array[:], b.array[:], atol=1e-5)
+
+
+def test_nothing_of_the_callers_torch_changes(tmp_path: Path) -> None:
+    net = NETWORKS["same"]()
+    weights = [p.clone() for p in net.parameters()]
+    threads = torch.get_num_threads()
+    net.eval()
+    pipeline.predict(np.zeros((1, 30, 30), np.uint8), net, tmp_path / "o.zarr", workers=1, precision="float64")
+    assert torch.get_num_threads() == threads and torch.is_grad_enabled()
+    assert all(torch.equal(a, b) and b.requires_grad for a, b in zip(weights, net.parameters(), strict=True))
+
+
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("big") / "big.tif"
+    pixels = np.random.default_rng(0).integers(0, 255, (640, 700, 3), np.uint8)
+    tifffile.imwrite(path, pixels, tile=(128, 128), compression="zlib", photometric="rgb")
+    return path
+
+
+def command(*words: str | Path, cwd: Path, module: str = "infer") -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", f"pipeline.{module}", *map(str, words)]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=200)
+
+
+def shards(output: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(output)): p.read_bytes() for p in output.glob("[0-9]/c/**/*") if p.is_file()}
+
+
+def test_killed_and_resumed_gives_the_same_bytes(big: Path, tmp_path: Path) -> None:
+    words = [big, "--network", "unet-tiny", "--tile", "64,64", "--kind", "probability"]
+    undisturbed = command(*words, "-o", "a.zarr", "--workers", "2", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    line = [sys.executable, "-m", "pipeline.infer", *map(str, words), "-o", "b.zarr", "--workers", "1"]
+    run = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ledger = tmp_path / "b.zarr" / "ledger" / "ledger.txt"
+    deadline = time.monotonic() + 60
+    while (not ledger.exists() or ledger.read_bytes().count(b"\n") < 8) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    assert 8 <= ledger.read_bytes().count(b"\n") < 100
+    again = command(*words, "-o", "b.zarr", "--workers", "2", cwd=tmp_path)
+    assert again.returncode == 0 and "were done before" in again.stdout, again.stdout + again.stderr
+    assert shards(tmp_path / "a.zarr") == shards(tmp_path / "b.zarr")
+    finished = command(*words, "-o", "b.zarr", cwd=tmp_path)
+    assert finished.returncode == 0 and "finished already" in finished.stdout
+    sound = command("b.zarr", cwd=tmp_path, module="verify")
+    assert sound.returncode == 0 and "sound" in sound.stdout, sound.stdout + sound.stderr
+    assert (tmp_path / "b.preview.png").stat().st_size > 1000
+
+
+def test_verify_finds_a_planted_seam(big: Path, tmp_path: Path) -> None:
+    result = pipeline.predict(str(big), "unet-tiny", tmp_path / "o.zarr", kind="logits", tile=(320, 352), workers=1)
+    assert pipeline.verify(result.path).ok
+    from pipeline.stitching.ledger import Ledger
+    from pipeline.storage.output import open_output
+
+    output = open_output(result.path)
+    level, region = result.plan.region_of(0)
+    pixels = output.read(level, region)
+    pixels[:, -3:] += 0.5
+    records = output.write(level, region, pixels)
+    with Ledger.open(tmp_path / "o.zarr" / "ledger", result.plan.fingerprint, result.plan.units) as ledger:
+        ledger.add(0, records)
+    report = pipeline.verify(result.path)
+    assert not report.ok and any("tile junction" in place or "level 1" in place for place in report.places)
+
+
+def test_many_images_into_a_folder_and_the_bad_one_is_named(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 255, (90 + i, 100, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "photos" / "bad.png").write_bytes(b"no image")
+    run = command("photos/*.png", "-o", "out", "--network", "unet-tiny", "--workers", "2", cwd=tmp_path)
+    assert run.returncode == 1 and "bad.png" in run.stderr and "3 of 4 images" in run.stdout, run.stderr
+    assert sorted(os.listdir(tmp_path / "out")) == sorted(
+        [f"{i}.zarr" for i in range(3)] + [f"{i}.preview.png" for i in range(3)]
+    )
+
+
+def test_a_corrupt_chunk_fails_its_tile_alone(big: Path, tmp_path: Path) -> None:
+    data = bytearray(big.read_bytes())
+    with tifffile.TiffFile(big) as file:
+        offset = file.pages[0].dataoffsets[7]
+    data[offset : offset + 200] = bytes(200)
+    (tmp_path / "bad.tif").write_bytes(data)
+    with pytest.raises(TilesFailed, match=r"1 tiles failed.*chunk") as caught:
+        pipeline.predict(str(tmp_path / "bad.tif"), nn.Conv2d(3, 2, 1).eval(), tmp_path / "o.zarr",
+                         tile=(128, 128), workers=1)  # fmt: skip
+    assert len(caught.value.results[0].failures) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing.tif"], "nothing.tif"),
+        (["big.tif", "--tile", "7,8"], "alignment"),
+        (["big.tif", "--memory", "much"], "memory"),
+        (["big.tif", "--memory", "3MB"], "--memory"),
+        (["big.tif", "--network", "nothing"], "nothing"),
+        (["big.tif", "--channels", "0"], "channels"),
+        (["big.tif", "--channels", "0,1,9"], "channel 9"),
+        (["big.tif", "--engine", "spark"], "engine"),
+        (["big.tif", "--workers", "0"], "workers"),
+        (["big.tif", "-o", "missing/o.zarr"], "missing"),
+        (["empty.tif"], "empty"),
+        (["text.tif"], "text.tif"),
+        (["big.tif", "-o", "text.tif"], "text.tif"),
+        (["big.tif", "--level", "3"], "level"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(big: Path, tmp_path: Path, words: list[str], message: str) -> None:
+    (tmp_path / "big.tif").write_bytes(big.read_bytes())
+    (tmp_path / "empty.tif").write_bytes(b"")
+    (tmp_path / "text.tif").write_text("no image at all")
+    run = command(*words, cwd=tmp_path)
+    assert run.returncode == 2, run.stderr
+    assert message in run.stderr and "Traceback" not in run.stderr and run.stderr.count("\n") == 1
+
+
+def test_another_run_on_the_same_output_is_refused_with_the_difference(big: Path, tmp_path: Path) -> None:
+    net = nn.Conv2d(3, 2, 1).eval()
+    pipeline.predict(str(big), net, tmp_path / "o.zarr", workers=1)
+    with pytest.raises(ValueError, match=r"kind mask.*logits"):
+        pipeline.predict(str(big), net, tmp_path / "o.zarr", kind="logits", workers=1)
+    with pytest.raises(ValueError, match="network"):
+        pipeline.predict(str(big), nn.Conv2d(3, 2, 1).eval(), tmp_path / "o.zarr", workers=1)
+    result = pipeline.predict(str(big), net, tmp_path / "o.zarr", kind="logits", overwrite=True, workers=1)
+    assert result.array.dtype == np.float32
+
+
+def test_convert_keeps_every_pixel(big: Path, tmp_path: Path) -> None:
+    run = command(big, "big.ome.zarr", "--workers", "1", cwd=tmp_path, module="convert")
+    assert run.returncode == 0, run.stderr
+    with pipeline.open_image(big) as a, pipeline.open_image(tmp_path / "big.ome.zarr") as b:
+        np.testing.assert_array_equal(a.dask.compute(), b.dask.compute())
+        assert b.shape == a.shape
+
+
+def test_planes_of_a_volume_run_one_by_one(tmp_path: Path) -> None:
+    net = integers_(NETWORKS["same"]())
+    image = np.random.default_rng(0).integers(0, 9, (1, 3, 40, 50), np.uint8)
+    result = pipeline.predict(
+        image, net, tmp_path / "o.zarr", kind="logits", tile=(16, 24), precision="float64", workers=1
+    )
+    for z in range(3):
+        np.testing.assert_array_equal(result.array[:, z], whole(net, image[:, z], result.plan)[:, :40, :50])
