@@ -6,6 +6,7 @@ import glob
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +143,26 @@ def extend(array: np.ndarray, net: Any = None) -> np.ndarray:
     array = np.asarray(array)
     field = receptive_field(net)
     return extend_to(array, field.extended(array.shape[-2], array.shape[-1]))
+
+
+def seconds(plan: Plan, net: Any = None, **given: Any) -> float:
+    """Seconds that the network alone will take on the tiles of a plan, from one piece that is run here and now."""
+    asked = options(**given)
+    analysis = planning.Analysis(_network(net, asked), asked)
+    side = [max(a, 256 // a * a) for a in plan.field.alignment]
+    piece = torch.zeros(1, analysis.channels, *side)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            analysis.network.module(piece)
+            began = time.monotonic()
+            analysis.network.module(piece)
+            took = time.monotonic() - began
+    finally:
+        torch.set_num_threads(threads)
+    pixels = plan.read_amplification * plan.size[0] * plan.size[1] * plan.planes
+    return took * pixels / (side[0] * side[1]) / (asked.workers or default_workers(plan.memory))
 
 
 def _network(net: Any, asked: Options) -> Network:

@@ -114,6 +114,7 @@ def describe(image: str, net: Any, given: dict[str, Any]) -> str:
             f"{plan.tiles} tiles of {plan.core[0]} x {plan.core[1]}, read amplification {plan.read_amplification:.3f}",
             f"memory of a worker: {plan.memory / 1e6:.0f} MB and about 300 MB of interpreter and libraries",
             f"output: {plan.kind}, {plan.layout.dtype}, {plan.output_bytes / 1e6:.0f} MB before compression",
+            f"time: about {api.seconds(plan, net, **given):.0f} s, by the speed of one piece",
         )
     )
 
