@@ -61,7 +61,7 @@ lint: $(VENV)/dev.stamp
 
 test: lint
 	@$(WARM) || $(WARM)
-	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=90
+	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --cov=pipeline --cov-report=term:skip-covered
 
 bench: $(VENV)/dev.stamp
 	$(PY) benchmarks/cost.py

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from noise import Canvas, Doubles, Floats, hashed
+from noise import Canvas, Doubles, Floats, hashed, noise_at
 
 SIDE = 300
-"""Side of a cell of the lattice; no gland leaves its cell by more than a few pixels."""
+"""Side of a cell of the lattice, before it is bent."""
+BEND = 260
+"""How far the bent lattice lies from a straight one at most; neighbours move together."""
 
 
 @dataclass(frozen=True)
@@ -58,21 +60,26 @@ class Gland:
 
 @lru_cache(maxsize=4096)
 def _gland(seed: int, row: int, column: int) -> Gland | None:
-    y, x = np.array([row]), np.array([column])
-    a, b, c, d, e, f, g = (float(hashed(seed, 100 + k, y, x)[0]) for k in range(7))
-    if a > 0.52:
+    """The gland of that cell; rows are shifted against each other and the lattice is bent, so that none shows."""
+    cell = np.array([row]), np.array([column])
+    a, b, c, d, e, f, g = (float(hashed(seed, 100 + k, *cell)[0]) for k in range(7))
+    shift = float(hashed(seed, 110, cell[0], np.zeros(1, np.int64))[0])
+    middle = (cell[0] + 0.5) * SIDE, (cell[1] + 0.5 + shift) * SIDE
+    crowded = float(noise_at(seed, 900, 111, *middle)[0])
+    if a > 1.5 * crowded - 0.2:
         return None
-    outer = SIDE * (0.22 + 0.18 * b)
+    outer = SIDE * (0.17 + 0.23 * b)
     free = SIDE / 2 - outer * 1.2
     inner = max(4.0, outer - 26 - 8 * c)
-    centre = (row + 0.5) * SIDE + (2 * d - 1) * free, (column + 0.5) * SIDE + (2 * e - 1) * free
-    return Gland(*centre, outer, inner, 0.82 + 0.4 * f, 3.1416 * g, 0.28 * (a - 0.26), row, column)
+    bend_y, bend_x = (BEND * (2 * float(noise_at(seed, 700, salt, *middle)[0]) - 1) for salt in (112, 113))
+    y, x = middle[0][0] + bend_y + (2 * d - 1) * free, middle[1][0] + bend_x + (2 * e - 1) * free
+    return Gland(float(y), float(x), outer, inner, 0.82 + 0.4 * f, 3.1416 * g, 0.16 * (c - 0.5), row, column)
 
 
 def glands(canvas: Canvas, margin: int = 0) -> list[Gland]:
     """The glands that may touch the canvas widened by the margin."""
     rows, columns = (
-        range((origin - margin) // SIDE - 1, (origin + canvas.size + margin) // SIDE + 2)
+        range((origin - margin) // SIDE - 3, (origin + canvas.size + margin) // SIDE + 3)
         for origin in (canvas.y0, canvas.x0)
     )
     found = (_gland(canvas.seed, row, column) for row in rows for column in columns)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tests import zoo_parts as parts
+from tests.zoo_unets import Nested, Random, Unet
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Architecture:
     """With integer weights and float64 its arithmetic has no rounding."""
     unet: bool = False
     hidden: bool = False
-    """What it needs for its layers not to meet a border shows in no footprint."""
+    """Less than the derived reach shows in footprints: a layer meets a border, or zeros put between rows, beyond it."""
 
 
 class Apply(nn.Module):
@@ -119,16 +120,16 @@ PLAIN = [
 ]  # fmt: skip
 
 UNETS = [
-    Architecture("unet", lambda: parts.Unet(), unet=True),
-    Architecture("unet-bilinear", lambda: parts.Unet(upsample="bilinear"), unet=True),
-    Architecture("unet-nearest-strided", lambda: parts.Unet(upsample="nearest", down="conv"), unet=True),
-    Architecture("unet-valid", lambda: parts.Unet(padding=0), unet=True),
-    Architecture("unet-pad-to-match", lambda: parts.Unet(padding=0, match="pad"), unet=True),
-    Architecture("unet-attention-gates", lambda: parts.Unet(gates=True), exact=False, unet=True),
-    Architecture("unet-reflect", lambda: parts.Unet(padding_mode="reflect"), unet=True),
-    Architecture("unet-shuffle", lambda: parts.Unet(upsample="shuffle"), unet=True),
-    Architecture("unet-transposed-4", lambda: parts.Unet(upsample="transposed-4", down="average"), exact=True, unet=True),
-    Architecture("unet-plus-plus", lambda: parts.Nested(), unet=True),
+    Architecture("unet", lambda: Unet(), unet=True),
+    Architecture("unet-bilinear", lambda: Unet(upsample="bilinear"), unet=True),
+    Architecture("unet-nearest-strided", lambda: Unet(upsample="nearest", down="conv"), unet=True),
+    Architecture("unet-valid", lambda: Unet(padding=0), unet=True),
+    Architecture("unet-pad-to-match", lambda: Unet(padding=0, match="pad"), unet=True),
+    Architecture("unet-attention-gates", lambda: Unet(gates=True), exact=False, unet=True),
+    Architecture("unet-reflect", lambda: Unet(padding_mode="reflect"), unet=True),
+    Architecture("unet-shuffle", lambda: Unet(upsample="shuffle"), unet=True),
+    Architecture("unet-transposed-4", lambda: Unet(upsample="transposed-4", down="average"), exact=True, unet=True),
+    Architecture("unet-plus-plus", lambda: Nested(), unet=True),
 ]  # fmt: skip
 
 ZOO = PLAIN + UNETS
@@ -159,4 +160,4 @@ def random_network(seed: int) -> nn.Module:
 
     Down and up again by random operations, with skips; the output may be coarser, finer or smaller than the input.
     """
-    return parts.Random(random.Random(seed)).eval()
+    return Random(random.Random(seed)).eval()

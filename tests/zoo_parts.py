@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,7 +10,9 @@ from torch.nn import functional as F
 class Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1))
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -34,7 +34,9 @@ class Fcn(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 3, 3, padding=1))
+        self.first = nn.Sequential(
+            nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 3, 3, padding=1)
+        )
         self.second = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 2, 3, padding=1))
         self.up = nn.ConvTranspose2d(2, 3, 4, 2, 1)
         self.last = nn.ConvTranspose2d(3, 2, 8, 2, 3)
@@ -63,7 +65,11 @@ class ConvNext(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.depthwise = nn.Conv2d(width, width, 7, padding=3, groups=width)
-        self.norm, self.wide, self.narrow = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.norm, self.wide, self.narrow = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.Linear(2 * width, width),
+        )
         self.gamma = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,7 +144,7 @@ class CeilPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.max_pool2d(self.conv(x), 3, 2, ceil_mode=True)
-        y = F.avg_pool2d(y, 3, 2, 1, ceil_mode=True, divisor_override=1)
+        y = F.avg_pool2d(y, 3, 2, ceil_mode=True, divisor_override=1)
         return self.last(torch.cat([x, F.interpolate(y, size=x.shape[-2:], mode="nearest")], 1))
 
 
@@ -147,7 +153,11 @@ class Unpooling(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 2, 3, padding=1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(2, 3, 3, padding=1),
+            nn.Conv2d(3, 3, 3, padding=1),
+            nn.Conv2d(3, 2, 3, padding=1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y, places = F.max_pool2d(self.a(x), 2, return_indices=True)
@@ -319,6 +329,5 @@ def space_to_depth(x: Tensor) -> Tensor:
 def shifts(x: Tensor) -> Tensor:
     """The image moved by a few pixels in four directions, zeros moved in."""
     down, left = F.pad(x, (0, 0, 3, -3)), F.pad(x, (-2, 2, 0, 0))
-    zeros = torch.zeros_like(x[:, :, :, :1])
-    right = torch.cat([torch.zeros(*x.shape[:3], 1, dtype=x.dtype), x[..., :-1]], 3) + 0 * zeros.sum(1, keepdim=True)
+    right = torch.cat([torch.zeros(*x.shape[:3], 1, dtype=x.dtype), x[..., :-1]], 3)
     return torch.cat([x, down, left, right], 1)

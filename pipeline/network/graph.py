@@ -105,6 +105,10 @@ class _Recorder(TorchDispatchMode):
         self.nodes: list[Node] = []
         self.stack: list[tuple[str, str]] = [("", "")]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first operation imports torch._dynamo, which takes two seconds
+
     def add(self, tensor: torch.Tensor) -> int:
         number = len(self.shapes)
         self.values[tensor] = number
@@ -166,7 +170,7 @@ def _functional() -> Iterator[None]:
 
 def _unwrap(leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor) and torch._is_functional_tensor(leaf):  # type: ignore[no-untyped-call]
-        torch._sync(leaf)  # type: ignore[attr-defined]
+        torch._sync(leaf)  # type: ignore[no-untyped-call,attr-defined]
         return torch._from_functional_tensor(leaf)  # type: ignore[no-untyped-call]
     return leaf
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
 
-from pipeline.network.relations import SAME, Relation, block, repeat
+from pipeline.network.relations import SAME, Relation, block, moves_nothing, repeat
 
 Sizes = tuple[int, int]
 """Of the same dimension in two captures, from images of different sizes."""
@@ -43,16 +43,22 @@ class Rows:
     """Rows per row of the image, from strides and factors alone; None where that is not known."""
     number: int = field(default_factory=lambda: next(_order))
     """Sources have smaller numbers."""
+    period: int = 1
+    """They differ from one another in a pattern that repeats after so many."""
     follows: bool = True
     """Their number grows with the image as the relation says."""
 
     def derive(self, relation: Relation, sizes: Sizes) -> Rows:
         """Rows that are computed from these."""
-        if relation == SAME and sizes == self.sizes:
+        if sizes == self.sizes and moves_nothing(relation):
             return self
         grown = (self.sizes[1] - self.sizes[0]) * relation.rate
         rate = None if self.rate is None else self.rate * relation.rate
         return Rows(self.axis, sizes, ((relation, self),), rate, follows=sizes[1] - sizes[0] == grown)
+
+    def patterned(self, period: int) -> Rows:
+        """The same rows after something that repeats every `period` rows was laid over them."""
+        return Rows(self.axis, self.sizes, ((SAME, self),), self.rate, period)
 
     def independent(self) -> Rows:
         """As many rows, computed from nothing."""
@@ -148,6 +154,8 @@ class Tracked:
         """
         tensor, layout, rows = self, list(self.layout), {}
         for dim, relation in relations.items():
+            if tensor.sizes[dim] == shape[dim] and moves_nothing(relation):
+                continue
             tensor = tensor.resolved(dim)
             dimension = tensor.layout[dim]
             if not axes_of(dimension):

@@ -137,6 +137,7 @@ class Call:
         result = broadcast(tracked)
         ndim = max([result.ndim, *(c[0].ndim for c in constants)])
         layout = [()] * (ndim - result.ndim) + list(result.layout)
+        rows = dict(result.rows)
         for pair in constants:
             for back in range(1, pair[0].ndim + 1):
                 sizes = pair[0].shape[-back], pair[1].shape[-back]
@@ -144,9 +145,14 @@ class Call:
                     continue
                 if not axes_of(layout[-back]):
                     layout[-back] = layout[-back] or plain(sizes)
-                elif not all(_uniform(c, -back) for c in pair):
-                    self.not_local(_position_table(sizes))
-        return result.arranged(layout)
+                    continue
+                period = _period(pair, -back)
+                for axis in axes_of(layout[-back]) if period != 1 else ():
+                    if period is None or len(layout[-back]) > 1:
+                        self.not_local(_position_table(sizes))
+                    else:
+                        rows[axis] = rows[axis].patterned(period)
+        return result.arranged(layout, rows)
 
 
 def _tensors(arguments: Any) -> Any:
@@ -157,9 +163,23 @@ def _tensors(arguments: Any) -> Any:
             yield from _tensors(argument)
 
 
-def _uniform(constant: torch.Tensor, dim: int) -> bool:
-    first = constant.narrow(dim, 0, 1)
-    return bool(((constant == first) | ((constant != constant) & (first != first))).all())
+LONGEST_PERIOD = 16
+
+
+def _period(pair: tuple[torch.Tensor, torch.Tensor], dim: int) -> int | None:
+    """After how many rows the constant repeats in both captures, 1 where all are the same; None where it does not.
+
+    Rows are compared with those that follow at least three times.
+    """
+    first, second = (c.detach().movedim(dim, 0) for c in pair)
+    for period in range(1, min(LONGEST_PERIOD, max(1, min(len(first), len(second)) // 4)) + 1):
+        if all(_equal(c[:-period], c[period:]) for c in (first, second)) and _equal(first[:period], second[:period]):
+            return period
+    return None
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.shape[1:] != b.shape[1:] or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _position_table(sizes: Sizes) -> str:

@@ -121,5 +121,8 @@ def _offset(low: Ints, high: Ints, rate: Fraction, alignment: int) -> float:
     inside = slice(start, start + period)
     o = np.arange(len(low))[inside]
     some = low[inside] < high[inside]
-    centre = (low[inside] + high[inside] - 1) / 2 - o * float(1 / rate)
-    return float(centre[some].mean()) if some.any() else 0.0
+    count = int(some.sum())
+    if count == 0:
+        return 0.0
+    centres = Fraction(int((low[inside] + high[inside] - 1)[some].sum()), 2)
+    return float((centres - int(o[some].sum()) / rate) / count)

@@ -122,7 +122,7 @@ def _alignment(analysis: Analysis) -> tuple[int, int]:
     parts: dict[str, list[int]] = {"y": [], "x": []}
     for rows in analysis.everything:
         if rows.rate is not None:
-            parts[rows.axis].append(rows.rate.denominator)
+            parts[rows.axis].append((rows.rate / rows.period).denominator)
     y, x = (math.lcm(*parts[axis]) for axis in ("y", "x"))
     return y, x
 

@@ -139,6 +139,13 @@ Relation = Window | Transposed | Resample | Pad
 SAME = Window()
 
 
+def moves_nothing(relation: Relation) -> bool:
+    """Whether each output row is computed from the same input row, where both have the same number of rows."""
+    if isinstance(relation, Window):
+        return (relation.kernel, relation.stride, relation.before) == (1, 1, 0)
+    return isinstance(relation, Pad) and relation.before == 0
+
+
 def block(rows: int) -> Window:
     """Output row o stands for the input rows [o * rows, (o + 1) * rows)."""
     return Window(rows, rows)

@@ -104,7 +104,7 @@ def adaptive_pool(call: Call) -> Outputs:
         elif wanted[0] == wanted[1]:
             raise NotLocal(f"pools the whole image to a fixed size ({wanted[0]})")
         else:
-            relations[dim] = Resample(_ratio(given, wanted), "cells")
+            relations[dim] = Resample(_ratio(given, wanted, part=True), "cells")
     result = image.moved(relations, shape)
     return [result] * call.outputs
 
@@ -156,8 +156,8 @@ def resize(call: Call) -> Outputs:
     return image.moved(relations, shape)
 
 
-def _ratio(given: Sizes, wanted: Sizes, factor: float | None = None) -> Fraction:
-    """Input rows per output row.
+def _ratio(given: Sizes, wanted: Sizes, factor: float | None = None, part: bool = False) -> Fraction:
+    """Input rows per output row; `part`: the output may be a whole part of the input, rounded down.
 
     Raises:
         NotLocal: the ratio depends on the image's size.
@@ -171,6 +171,10 @@ def _ratio(given: Sizes, wanted: Sizes, factor: float | None = None) -> Fraction
         near = Fraction(factor).limit_denominator(64)
         if abs(near - Fraction(factor)) < Fraction(1, 10**6):
             return 1 / near
+    if part:  # a capture at a multiple of the part shows whether it is one
+        for times in range(2, 65):
+            if all(a // times == b for a, b in zip(given, wanted, strict=True)):
+                return Fraction(times)
     raise NotLocal("resizes by a ratio that depends on the image's size")
 
 

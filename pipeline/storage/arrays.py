@@ -19,6 +19,13 @@ STRIDE = 512
 """Side of the chunks into which an array without chunks of its own is divided."""
 
 
+def release(mapping: mmap.mmap) -> None:
+    """Gives the pages that were read back to the system, so that they do not count as this process's memory."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        with contextlib.suppress(OSError):
+            mapping.madvise(mmap.MADV_DONTNEED)
+
+
 class ArraySource:
     """An array in memory or in a mapped file, read by slicing."""
 
@@ -80,9 +87,8 @@ class MappedSource(ArraySource):
 
     def _release(self) -> None:
         mapping = getattr(self.array, "_mmap", None)
-        if mapping is not None and hasattr(mmap, "MADV_DONTNEED"):
-            with contextlib.suppress(OSError):
-                mapping.madvise(mmap.MADV_DONTNEED)
+        if mapping is not None:
+            release(mapping)
 
 
 def open_npy(path: Path, axes: str | None, channels: int | None, time: int) -> MappedSource:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.storage import scratch
 from pipeline.storage.arrays import ArraySource, DaskSource, open_npy
 from pipeline.storage.cache import ChunkCache
 from pipeline.storage.source import Direct, ImageReadError, Index, Metadata, Source
-from pipeline.tiling.geometry import Region
+from pipeline.tiling.geometry import Interval, Region
 
 __all__ = ["Image", "ImageReadError", "open_image"]
 
@@ -25,6 +26,8 @@ CACHE_BYTES = 64 << 20
 """Decoded chunks that an image remembers: a row of tiles of 2048 rows, 8192 RGB pixels wide."""
 SAMPLES = 64
 """Chunks of which an image's identity is made."""
+HALO_PART = 16
+"""A halo is taken to be no more than this part of a read: reads of usual size are cheap that way."""
 
 
 def open_image(
@@ -93,7 +96,10 @@ class Image:
 
     def __init__(self, source: Any, options: dict[str, Any]) -> None:
         self._source_given, self._options = source, options
-        self._source: Source = _open(source, **options)
+        self._original: Source = _open(source, **options)
+        self._source = self._original
+        self._scratch: scratch.Scratch | None = None
+        self._scratch_path: Path | None = None
         self._cache = ChunkCache(CACHE_BYTES)
         self._lock = threading.RLock()
         self._identity: str | None = None
@@ -109,7 +115,7 @@ class Image:
 
     @property
     def _meta(self) -> Metadata:
-        return self._source.metadata
+        return self._original.metadata
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -142,8 +148,13 @@ class Image:
 
     @property
     def chunk(self) -> tuple[int, int]:
-        """(y, x) of what is decoded at once."""
-        return self._source.chunk[2], self._source.chunk[3]
+        """(y, x) of what is decoded at once: a tile or strip of the source, or a chunk of its copy in scratch."""
+        return self._chunk_shape[2], self._chunk_shape[3]
+
+    @property
+    def _chunk_shape(self) -> Index:
+        waits = self._source is self._original and scratch.is_needed(self._original, self.cache_bytes)
+        return scratch.chunk_of(self._original) if waits else self._source.chunk
 
     @property
     def cache_bytes(self) -> int:
@@ -187,10 +198,22 @@ class Image:
         if region.clip(height, width) != region or not 0 <= plane < planes or any(not 0 <= c < count for c in picked):
             raise ValueError(f"{region}, plane {plane}, channels {picked} is not within an image of {self.shape}")
         with self._lock:
-            source = self._source
+            source = self.prepare()
             if isinstance(source, Direct):
                 return source.window(picked, plane, region)
             return self._gather(source, picked, plane, region)
+
+    def prepare(self) -> Source:
+        """Copies the image to scratch where its layout would have every read decode far more than it needs."""
+        with self._lock:
+            if self._source is self._original and scratch.is_needed(self._original, self.cache_bytes):
+                self._scratch = scratch.copy(self._original, self._meta.name or "the image")
+                self._use_copy(self._scratch.path)
+            return self._source
+
+    def _use_copy(self, folder: Path) -> None:
+        self._scratch_path = folder
+        self._source = scratch.open_copy(folder, self._original.metadata)
 
     def _gather(self, source: Source, picked: list[int], plane: int, region: Region) -> np.ndarray:
         """Copies the region out of the chunks that it touches."""
@@ -210,6 +233,8 @@ class Image:
                 chunk = self._chunk(source, (group, z, y, x))
                 for i, c in members:
                     out[i, to_y, to_x] = chunk[c, within, from_y, from_x]
+                if _is_inside(rows, y * n_y, n_y) and _is_inside(columns, x * n_x, n_x):
+                    self._cache.spend((group, z, y, x))
         return out
 
     def _chunk(self, source: Source, at: Index) -> np.ndarray:
@@ -224,7 +249,7 @@ class Image:
         """The image as a lazy dask array, (c, y, x) or (c, z, y, x), its chunks whole numbers of the source's own."""
         from pipeline.storage.lazy import as_dask
 
-        return as_dask(self, self._source)
+        return as_dask(self, self._chunk_shape)
 
     # Identity, and opening anew
 
@@ -232,17 +257,21 @@ class Image:
         """ "sha256:..." of size, shape, dtype and 64 chunks, the same wherever the file lies; of all of an array."""
         if self._identity is None:
             with self._lock:
-                self._identity = "sha256:" + _identity(self._source)
+                self._identity = "sha256:" + _identity(self._original)
         return self._identity
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (self._source_given, self._options, self._identity, self.cache_bytes)
+        self.prepare()
+        return _reopen, (self._source_given, self._options, self._identity, self.cache_bytes, self._scratch_path)
 
     def close(self) -> None:
         """Closes files and forgets chunks."""
         with self._lock:
             self._cache.clear()
             self._source.close()
+            self._original.close()
+            if self._scratch is not None:
+                self._scratch.remove()
 
     def __enter__(self) -> Image:
         return self
@@ -254,8 +283,10 @@ class Image:
         return f"<Image {self._meta.name!r} {self.shape} {self.dtype}>"
 
 
-def _reopen(source: Any, options: dict[str, Any], identity: str | None, cache_bytes: int) -> Image:
+def _reopen(source: Any, options: dict[str, Any], identity: str | None, cache_bytes: int, copied: Path | None) -> Image:
     image = Image(source, options)
+    if copied is not None:
+        image._use_copy(copied)
     image._identity = identity
     image.cache_bytes = cache_bytes
     return image
@@ -265,6 +296,12 @@ def _overlap(start: int, stop: int, origin: int, size: int) -> tuple[slice, slic
     """Where a chunk's part of [start, stop) lies in the result, and in the chunk."""
     low, high = max(start, origin), min(stop, origin + size)
     return slice(low - start, high - start), slice(low - origin, high - origin)
+
+
+def _is_inside(read: Interval, origin: int, size: int) -> bool:
+    """Whether a chunk is too far within the read for a neighbour's halo to reach it."""
+    halo = read.size // HALO_PART
+    return read.start + halo <= origin and origin + size <= read.stop - halo
 
 
 def _identity(source: Source) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.storage.source import Source
+from pipeline.storage.source import Index
 from pipeline.tiling.geometry import Interval, Region
 
 if TYPE_CHECKING:
@@ -33,24 +34,22 @@ class Window:
         return np.stack(stack, axis=1) if self.ndim == 4 else stack[0]
 
 
-def as_dask(image: Image, source: Source) -> Any:
-    """Chunks are whole numbers of the source's own along y and x."""
+def as_dask(image: Image, chunk: Index) -> Any:
+    """Chunks are whole numbers of the source's own, `chunk`, along y and x."""
     import dask.array as da
 
-    c, z, y, x = _chunks(source)
+    c, z, y, x = _grown(chunk, image.shape[-2:], image.dtype.itemsize)
     chunks = (c, z, y, x) if len(image.shape) == 4 else (c, y, x)
-    return da.from_array(
-        Window(image), chunks=chunks, name=False, asarray=False, lock=False, meta=np.empty(0, image.dtype)
-    )
+    meta = np.empty((0,) * len(chunks), image.dtype)
+    return da.from_array(Window(image), chunks=chunks, name=False, asarray=False, lock=False, meta=meta)
 
 
-def _chunks(source: Source) -> tuple[int, int, int, int]:
-    c, z, *yx = source.chunk
-    size = c * z * source.dtype.itemsize
-    for i in (1, 0):  # columns first, as rows of chunks are stored together
-        total = source.shape[2 + i]
-        room = CHUNK_BYTES // max(1, size * yx[0] * yx[1])
-        wanted = int(room**0.5) if i else room
-        least = -(-total // (MOST * yx[i]))
-        yx[i] = min(total, yx[i] * max(1, wanted, least))
+def _grown(chunk: Index, size: tuple[int, ...], itemsize: int) -> Index:
+    """As many chunks together as make up CHUNK_BYTES: along x first, as rows of chunks are stored together."""
+    c, z, *yx = chunk
+    for i in (1, 0):
+        room = CHUNK_BYTES // max(1, c * z * itemsize * yx[0] * yx[1])
+        wanted = math.isqrt(room) if i else room
+        least = -(-size[i] // (MOST * yx[i]))
+        yx[i] = min(size[i], yx[i] * max(1, wanted, least))
     return c, z, yx[0], yx[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -70,8 +70,8 @@ class Direct(Protocol):
 class Streamed(Protocol):
     """A source that can be decoded from top to bottom in less memory than one of its chunks takes."""
 
-    def rows(self, plane: int) -> Any:
-        """Iterator of (c, h, w) arrays that follow one another down the image."""
+    def stream(self, at: Index) -> Iterator[np.ndarray] | None:
+        """The chunk in blocks (c, z, h, w) that follow one another downwards; None where it must be decoded whole."""
 
 
 def one_line(error: BaseException) -> str:

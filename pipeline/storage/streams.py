@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import imagecodecs
 import numpy as np
@@ -103,7 +105,14 @@ def _segment(bits: np.ndarray, width: int) -> bytes:
     return bytes(imagecodecs.lzw_decode(np.packbits(np.concatenate([clear, bits, end])).tobytes()))
 
 
+def stored(data: memoryview) -> Iterator[bytes]:
+    """Bytes that are not compressed."""
+    for start in range(0, len(data), PIECE):
+        yield bytes(data[start : start + PIECE])
+
+
 DECODERS: dict[int, Callable[[memoryview], Iterator[bytes]]] = {
+    1: stored,
     5: lzw,
     8: deflate,
     32946: deflate,
@@ -123,3 +132,34 @@ def blocks(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
             del held[:size]
     if held:
         yield bytes(held)
+
+
+def is_streamable(page: Any) -> bool:
+    """Whether the strips of a TIFF page can be decoded from the front."""
+    return (
+        not page.is_tiled
+        and int(page.compression) in DECODERS
+        and isinstance(page.bitspersample, int)
+        and page.dtype.kind != "c"
+        and not page.is_subsampled
+    )
+
+
+def strip_blocks(page: Any, data: memoryview, rows: int) -> Iterator[np.ndarray]:
+    """Blocks (depth, h, w, samples) of a strip of that many rows, unpacked as tifffile does uncompressed strips."""
+    samples = page.samplesperpixel if page.planarconfig == 1 else 1
+    row_bytes = -(-page.imagewidth * samples * page.bitspersample // 8)
+    height = max(1, min(rows, 4 * PIECE // row_bytes))
+    plain = copy.copy(page)  # the same page, as if its strips were short and not compressed
+    for name in ("decode", "hash"):
+        plain.__dict__.pop(name, None)
+    plain.compression, plain.fillorder, plain.rowsperstrip = 1, 1, height
+    plain.imagelength, plain.shaped = rows, (*page.shaped[:2], rows, *page.shaped[3:])
+    plain.tags = page.tags
+    if page.fillorder == 2:
+        data = memoryview(bytes(imagecodecs.bitorder_decode(bytes(data))))
+    pieces = DECODERS[int(page.compression)](data)
+    for number, block in enumerate(blocks(pieces, height * row_bytes)):
+        if number * height >= rows:
+            return
+        yield plain.decode(block, number)[0]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import mmap
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from pipeline.storage import tiff_legacy
+from pipeline.storage import streams, tiff_legacy
+from pipeline.storage.arrays import release
 from pipeline.storage.axes import Arrangement, given_axes
 from pipeline.storage.source import ImageReadError, Index, Metadata, Source, native, one_line
 from pipeline.storage.tiff_mapped import MappedPages
@@ -204,9 +207,10 @@ class TiffSource:
 
     def __init__(self, file: tifffile.TiffFile, series: Any, layout: PageLayout, metadata: Metadata) -> None:
         self.file, self.series, self.layout, self.metadata = file, series, layout, metadata
+        self._name = file.filehandle.path
         self.keyframe = series.keyframe
         self.size = file.filehandle.size
-        self.dtype = native(np.dtype(series.dtype), file.filename)
+        self.dtype = native(np.dtype(series.dtype), self._name)
         self.chunk = layout.chunk
         self.shape = layout.arrangement.shape4
         self.table = lookup_table(self.keyframe) if self.shape[0] == 1 else None
@@ -218,16 +222,16 @@ class TiffSource:
     def _refuse_unsupported(self) -> None:
         size = math.prod(self.layout.tile) * np.dtype(self.series.dtype).itemsize
         if size > LARGEST_CHUNK:
-            raise ValueError(f"{self.file.filename}: a strip or tile of {size} bytes {self.layout.tile[1:]}")
+            raise ValueError(f"{self._name}: a strip or tile of {size} bytes {self.layout.tile[1:]}")
         try:
             self.keyframe.decode(None, 0)
         except Exception as error:  # tifffile answers so where it cannot decode
             raise ValueError(
-                f"{self.file.filename}: cannot be decoded (compression {_name(self.keyframe.compression)}): "
+                f"{self._name}: cannot be decoded (compression {_compression(self.keyframe.compression)}): "
                 f"{one_line(error)}"
             ) from error
         if not self.keyframe.dataoffsets:
-            raise ValueError(f"{self.file.filename}: says nowhere where its pixels are")
+            raise ValueError(f"{self._name}: says nowhere where its pixels are")
 
     def _locate(self, at: Index) -> tuple[tuple[slice, ...], Any, int]:
         """The part of the series, the page and the number of the strip or tile."""
@@ -246,12 +250,7 @@ class TiffSource:
         try:
             segment = self._segment(page, number)
         except Exception as error:  # decoders answer damage with any of Python's errors
-            kind = "tile" if self.keyframe.is_tiled else "strip"
-            where = getattr(page, "index", self.layout.page_number(slices))
-            raise ImageReadError(
-                f"{self.file.filename}: page {where}, {kind} {number} cannot be decoded: "
-                f"{type(error).__name__}: {one_line(error)}"
-            ) from error
+            raise self._failure(error, page, slices, number) from error
         if segment is None:
             pixels = np.full(extent, self.keyframe.nodata, self.series.dtype)
         else:
@@ -267,6 +266,39 @@ class TiffSource:
         table = lookup_table(page.aspage() if page.is_frame else page)
         return self.table if table is None or table.shape != self.table.shape else table
 
+    def stream(self, at: Index) -> Iterator[np.ndarray] | None:
+        """A strip in blocks of rows, where its compression can be undone from the front."""
+        slices, page, number = self._locate(at)
+        rows = self.layout.arrangement.order[2]
+        if not streams.is_streamable(self.keyframe) or not rows or self.table is not None:
+            return None
+        if self._stored(page, number, 1) is None:
+            return None
+        return self._stream(slices, page, number, rows[0])
+
+    def _stream(self, slices: tuple[slice, ...], page: Any, number: int, axis: int) -> Iterator[np.ndarray]:
+        done, span = 0, slices[axis]
+        mapping = mmap.mmap(page.parent.filehandle.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            start, count = page.dataoffsets[number], page.databytecounts[number]
+            data = memoryview(mapping)[start : start + count]
+            for block in streams.strip_blocks(self.keyframe, data, span.stop - span.start):
+                part = (*slices[:axis], slice(done, done + block.shape[1]), *slices[axis + 1 :])
+                yield self.layout.to_4d(block[np.newaxis].astype(self.series.dtype, copy=False), part)
+                done += block.shape[1]
+                release(mapping)
+        except Exception as error:  # as in decode
+            raise self._failure(error, page, slices, number) from error
+        if done != span.stop - span.start:
+            raise self._failure(ValueError(f"ends after {done} rows"), page, slices, number)
+
+    def _failure(self, error: Exception, page: Any, slices: tuple[slice, ...], number: int) -> ImageReadError:
+        kind = "tile" if self.keyframe.is_tiled else "strip"
+        where = getattr(page, "index", self.layout.page_number(slices))
+        return ImageReadError(
+            f"{self._name}: page {where}, {kind} {number} cannot be decoded: {type(error).__name__}: {one_line(error)}"
+        )
+
     def _segment(self, page: Any, number: int) -> np.ndarray | None:
         """The strip or tile (depth, rows, columns, samples); None where it is not stored."""
         data = self._stored(page, number)
@@ -280,7 +312,8 @@ class TiffSource:
         segment: np.ndarray | None = self.keyframe.decode(data, number, **options)[0]
         return segment
 
-    def _stored(self, page: Any, number: int) -> bytes | None:
+    def _stored(self, page: Any, number: int, most: int = 1 << 62) -> bytes | None:
+        """The bytes of a strip or tile as they are in the file, at most so many; None where it is not stored."""
         if page is None or number >= len(page.dataoffsets) or number >= len(page.databytecounts):
             return None
         offset, count = page.dataoffsets[number], page.databytecounts[number]
@@ -291,15 +324,13 @@ class TiffSource:
             handle.open()
         if offset >= handle.size:
             raise ValueError(f"lies at {offset}, beyond the end of the file ({handle.size} bytes)")
-        return os.pread(handle.fileno(), min(count, handle.size - offset), offset)
+        return os.pread(handle.fileno(), min(count, handle.size - offset, most), offset)
 
     def _clip(self, segment: np.ndarray, extent: tuple[int, ...]) -> np.ndarray:
         _, d, h, w, c = extent
         pixels = segment[:d, :h, :w, :c]
         if pixels.shape != (d, h, w, c):
-            raise ImageReadError(
-                f"{self.file.filename}: a strip or tile holds {segment.shape}, not {extent[1:]} pixels"
-            )
+            raise ImageReadError(f"{self._name}: a strip or tile holds {segment.shape}, not {extent[1:]} pixels")
         if pixels.dtype != self.series.dtype:
             pixels = pixels.astype(self.series.dtype)
         return pixels[np.newaxis]
@@ -312,5 +343,5 @@ class TiffSource:
         self.file.close()
 
 
-def _name(compression: int) -> str:
+def _compression(compression: int) -> str:
     return getattr(compression, "name", None) or str(int(compression))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.storage.arrays import release
 from pipeline.storage.source import ImageReadError, Index, Metadata, native
 from pipeline.tiling.geometry import Region
 
@@ -21,8 +21,9 @@ class MappedPages:
 
     def __init__(self, file: Any, series: Any, layout: PageLayout, metadata: Metadata) -> None:
         self.file, self.series, self.layout, self.metadata = file, series, layout, metadata
+        self._name = file.filehandle.path
         self.size = file.filehandle.size
-        self.dtype = native(np.dtype(series.dtype), file.filename)
+        self.dtype = native(np.dtype(series.dtype), self._name)
         self._stored_dtype = np.dtype(file.byteorder + series.keyframe._dtype.char)
         self.shape = layout.arrangement.shape4
         _, _, y, x = self.shape
@@ -30,7 +31,7 @@ class MappedPages:
         self.chunk: Index = (1, 1, rows, x)
         self._maps: dict[int, mmap.mmap] = {}
         if not layout.page_axes and series.keyframe.size > 1:
-            raise ValueError(f"{file.filename}: pages of shape {series.keyframe.shape} do not fit {series.shape}")
+            raise ValueError(f"{self._name}: pages of shape {series.keyframe.shape} do not fit {series.shape}")
         self._page(0)
 
     def _page(self, number: int) -> np.ndarray | None:
@@ -49,13 +50,13 @@ class MappedPages:
             handle.open()
         if offset + nbytes > handle.size:
             raise ImageReadError(
-                f"{self.file.filename}: page {number} ends at {offset + nbytes}, beyond the end of the file "
+                f"{self._name}: page {number} ends at {offset + nbytes}, beyond the end of the file "
                 f"({handle.size} bytes)"
             )
         mapping = self._maps.get(id(handle))
         if mapping is None:
             mapping = self._maps[id(handle)] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.ndarray(self.layout.page, self._stored_dtype, buffer=mapping, offset=offset + handle._offset)
+        return np.ndarray(self.layout.page, self._stored_dtype, buffer=mapping, offset=offset)
 
     def _plane(self, channel: int, plane: int, region: Region) -> np.ndarray:
         """(h, w) of one channel."""
@@ -65,16 +66,15 @@ class MappedPages:
         if page is None:
             return np.full(region.shape, self.series.keyframe.nodata, self.dtype)
         pixels = page[self.layout.within_page(slices)]
-        return self.layout.to_4d(pixels, slices)[0, 0][region.slices]
+        whole: np.ndarray = self.layout.to_4d(pixels, slices)[0, 0]  # a view
+        return whole[region.slices]
 
     def window(self, channels: Sequence[int], plane: int, region: Region) -> np.ndarray:
         pixels = np.empty((len(channels), *region.shape), self.dtype)
         for i, channel in enumerate(channels):
             pixels[i] = self._plane(channel, plane, region)
         for mapping in self._maps.values():
-            if hasattr(mmap, "MADV_DONTNEED"):
-                with contextlib.suppress(OSError):
-                    mapping.madvise(mmap.MADV_DONTNEED)
+            release(mapping)
         return pixels
 
     def decode(self, at: Index) -> np.ndarray:

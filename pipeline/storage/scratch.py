@@ -1,0 +1,168 @@
+"""A copy of an image in small chunks, for layouts that would decode far more than each read needs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec
+
+from pipeline.storage.source import Direct, Index, Metadata, Source, Streamed
+from pipeline.storage.zarrs import ZarrSource
+from pipeline.tiling.grid import largest_divisor
+
+log = logging.getLogger("pipeline")
+
+READ = 2048 + 128
+"""Side of the read by which a layout is judged: a core of the usual size with its halo."""
+WASTE = 2
+"""Pixels decoded per pixel read, more than which is worth a copy if the cache cannot hold them."""
+SIDE = 512
+"""Side of the copy's chunks."""
+LARGE = 16 << 20
+"""Bytes of a chunk beyond which it is decoded piece by piece, where that can be done."""
+PREFIX = "pipeline-scratch-"
+
+
+def is_needed(source: Source, cache_bytes: int) -> bool:
+    """Whether one read decodes much more than it needs, and more than the cache can keep for the next."""
+    if isinstance(source, Direct):
+        return False
+    touched = source.dtype.itemsize * source.chunk[1] * source.shape[0]
+    wanted = source.dtype.itemsize * source.shape[0]
+    for size, chunk in zip(source.shape[2:], source.chunk[2:], strict=True):
+        touched *= min(size, -(-min(size, READ) // chunk) * chunk)
+        wanted *= min(size, READ)
+    return touched > cache_bytes and touched > WASTE * wanted
+
+
+def chunk_of(source: Source) -> Index:
+    """Chunks of the copy: such that a chunk of the source, if it is large, is a whole number of them."""
+    y, x = (min(size, _side(chunk)) for size, chunk in zip(source.shape[2:], source.chunk[2:], strict=True))
+    return source.chunk[0], 1, y, x
+
+
+def _side(chunk: int) -> int:
+    if chunk < SIDE:
+        return chunk * max(1, SIDE // 2 // chunk)
+    side = largest_divisor(chunk, SIDE, least=128)
+    return side if side <= SIDE else SIDE
+
+
+class Scratch:
+    """The folder of a copy; removed with this object, or when its process ends."""
+
+    def __init__(self, needed: int) -> None:
+        root = Path(tempfile.gettempdir())
+        _sweep(root)
+        free = shutil.disk_usage(root).free
+        if needed > free:
+            raise ValueError(
+                f"a copy of the image in smaller chunks takes up to {needed / 1e9:.1f} GB, and {root} has "
+                f"{free / 1e9:.1f} GB left: set TMPDIR to a folder with room, or store the image in tiles"
+            )
+        self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root))
+        self.remove = weakref.finalize(self, _remove, self.path, os.getpid())
+
+
+def _remove(path: Path, owner: int) -> None:
+    if os.getpid() == owner:  # not in a fork of the process that made it
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sweep(root: Path) -> None:
+    """Removes what processes left that were killed."""
+    for path in root.glob(f"{PREFIX}*"):
+        found = re.match(rf"{PREFIX}(\d+)-", path.name)
+        try:
+            if found and path.stat().st_uid == os.getuid():
+                os.kill(int(found[1]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            continue
+
+
+def copy(source: Source, what: str) -> Scratch:
+    """Writes the copy, announced; memory stays at one row of chunks, or less where a chunk can be decoded in pieces."""
+    size = math.prod(source.shape) * source.dtype.itemsize
+    scratch = Scratch(size)
+    y, x = source.chunk[2:]
+    log.warning(
+        "%s is stored in pieces of %d x %d pixels, each of which would be decoded again for every tile: "
+        "copying it once to %s (%.1f GB before compression; removed at the end)",
+        what, y, x, scratch.path, size / 1e9,
+    )  # fmt: skip
+    try:
+        _write(source, scratch.path)
+    except BaseException:
+        scratch.remove()
+        raise
+    return scratch
+
+
+def _write(source: Source, folder: Path) -> None:
+    array = zarr.create_array(
+        str(folder / "image"), shape=source.shape, chunks=chunk_of(source), dtype=source.dtype, fill_value=0,
+        compressors=BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"),
+    )  # fmt: skip
+    n_c, n_z, _, n_x = source.chunk
+    counts = [-(-n // c) for n, c in zip(source.shape, source.chunk, strict=True)]
+    for c, z, x in product(range(counts[0]), range(counts[1]), range(counts[3])):
+        row = 0
+        for block in _gathered(_column(source, c, z, x, counts[2]), array.chunks[2]):
+            stop = row + block.shape[2]
+            array[c * n_c : c * n_c + block.shape[0], z * n_z : z * n_z + block.shape[1], row:stop,
+                  x * n_x : x * n_x + block.shape[3]] = block  # fmt: skip
+            row = stop
+
+
+def _column(source: Source, c: int, z: int, x: int, count: int) -> Iterator[np.ndarray]:
+    """All that one column of chunks holds, in blocks from the top down."""
+    for y in range(count):
+        at = (c, z, y, x)
+        stream = None
+        if math.prod(source.chunk) * source.dtype.itemsize > LARGE and isinstance(source, Streamed):
+            stream = source.stream(at)
+        if stream is None:
+            yield source.decode(at)
+        else:
+            yield from stream
+
+
+def _gathered(blocks: Iterator[np.ndarray], height: int) -> Iterator[np.ndarray]:
+    """The same rows in blocks of that height, the last shorter, so that each chunk of the copy is written once."""
+    held: list[np.ndarray] = []
+    rows = 0
+    for block in blocks:
+        start = 0
+        while start < block.shape[2]:
+            part = block[:, :, start : start + height - rows]
+            held.append(part)
+            rows += part.shape[2]
+            start += part.shape[2]
+            if rows == height:
+                yield np.concatenate(held, axis=2) if len(held) > 1 else held[0]
+                held, rows = [], 0
+    if held:
+        yield np.concatenate(held, axis=2)
+
+
+def open_copy(folder: Path, metadata: Metadata) -> ZarrSource:
+    """The copy as a source with the metadata of what it copies."""
+    array: Any = zarr.open_array(str(folder / "image"), mode="r")
+    kept = (metadata.axes, metadata.volumetric)
+    source = ZarrSource(array, None, "CZYX", metadata, folder)
+    metadata.axes, metadata.volumetric = kept
+    return source
