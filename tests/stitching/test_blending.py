@@ -79,12 +79,12 @@ def test_any_tiles_give_the_same_bytes(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_there_is_no_seam_where_windows_disagree(kind: Kind) -> None:
-    """Every window answers with another number; side by side they would jump by 1, blended by a few hundredths."""
+    """Every window answers with another number; side by side they would jump by 1, blended by less than a tenth."""
     result = blend(
         Region.of(0, 64, 0, 512), (64, 512), (64, 128), lambda r: np.full((1, *r.shape), r.x.start / 64.0), kind=kind
     )
     assert result[0, 0, 0] == 0 and result[0, 0, -1] == 6
-    assert np.abs(np.diff(result[0], axis=1)).max() < 0.06
+    assert np.abs(np.diff(result[0], axis=1)).max() < 0.1
 
 
 def test_only_windows_that_touch_the_core_run() -> None:
