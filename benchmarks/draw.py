@@ -63,7 +63,7 @@ def _write(writer: tifffile.TiffWriter, shape: tuple[int, ...], dtype: type, row
         dtype=dtype,
         tile=(256, 256),
         photometric="rgb" if len(shape) == 3 else "minisblack",
-        compression="deflate",
+        compression="adobe_deflate",
         compressionargs={"level": 1},
         resolution=(1e4 / MICROMETRES, 1e4 / MICROMETRES),
         resolutionunit="CENTIMETER",
