@@ -101,6 +101,11 @@ def test_shards_are_parts_of_the_reduced_whole(
 ) -> None:
     below = np.random.default_rng(0).integers(0, 9, (2, *size)).astype(np.uint8)
     whole = reduce(below, how)  # type: ignore[arg-type]
+
+    def read(region: tuple[Interval, ...]) -> np.ndarray:
+        assert all(0 <= i.start < i.stop <= n for i, n in zip(region, below.shape, strict=True)), "within the level"
+        return below[tuple(i.slice for i in region)]
+
     for y in range(0, whole.shape[1], shard[0]):
         for x in range(0, whole.shape[2], shard[1]):
             region = (
@@ -108,7 +113,7 @@ def test_shards_are_parts_of_the_reduced_whole(
                 Interval(y, min(y + shard[0], whole.shape[1])),
                 Interval(x, min(x + shard[1], whole.shape[2])),
             )
-            part = build_shard(lambda r: below[tuple(i.slice for i in r)], region, below.shape, how, rows=rows)  # type: ignore[arg-type]
+            part = build_shard(read, region, below.shape, how, rows=rows)  # type: ignore[arg-type]
             np.testing.assert_array_equal(part, whole[tuple(i.slice for i in region)])
 
 
