@@ -10,13 +10,12 @@ PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraint
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint bench clean
+.PHONY: help venv demo test lint clean
 
 help:
 	@echo 'make demo    install into $(VENV), draw an 8192 x 8192 slide, predict its nuclei, verify the result'
 	@echo 'make test    everything that must pass: lint, types, tests, coverage'
 	@echo 'make lint    ruff and mypy only'
-	@echo 'make bench   measure memory and speed again (minutes)'
 	@echo 'make venv    only install, for development'
 	@echo 'make clean   remove what the others made, $(VENV) too'
 
@@ -62,9 +61,6 @@ lint: $(VENV)/dev.stamp
 test: lint
 	@$(WARM) || $(WARM)
 	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --cov=pipeline --cov-report=term:skip-covered
-
-bench: $(VENV)/dev.stamp
-	$(PY) benchmarks/cost.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
