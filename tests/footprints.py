@@ -1,4 +1,4 @@
-"""The receptive field measured: which outputs change when one pixel does."""
+"""The receptive field measured: which outputs change when a row of pixels does."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ def run(module: nn.Module, image: Tensor) -> Tensor:
 
 
 def measured(module: nn.Module, channels: int, field: ReceptiveField) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Reach before and after, pairs (y, x), seen from pixels of every phase in the middle of an image and near corners.
+    """Reach before and after, pairs (y, x), seen from rows and columns of every phase in the middle of an image and
+    near its borders.
 
-    A pixel counts as seen where a NaN in it or another finite value changes the output: a NaN is lost in a maximum or
-    a comparison, and a finite value where the weight happens to be 0. Near corners only finite values count: linear
+    A row counts as seen where a NaN in it or another finite value changes the output: a NaN is lost in a maximum or
+    a comparison, and a finite value where the weight happens to be 0. Near borders only finite values count: linear
     interpolation reads a row there that has weight 0.
     """
     module = module.double().eval()
@@ -33,19 +34,20 @@ def measured(module: nn.Module, channels: int, field: ReceptiveField) -> tuple[t
     whole = run(module, image)
     reach = [[0, 0], [0, 0]]
 
-    def see(at: list[int], values: tuple[float, ...]) -> None:
+    def see(axis: int, i: int, values: tuple[float, ...]) -> None:
+        """Changes row (axis 0) or column (axis 1) i."""
         for value in values:
             other = image.clone()
-            other[:, :, at[0], at[1]] = value
-            seen = (run(module, other) != whole).any(1)[0]
-            for axis, rate in enumerate(field.rate):
-                for o in seen.any(1 - axis).nonzero().ravel().tolist():
-                    reach[0][axis] = max(reach[0][axis], math.floor(o / rate) - at[axis])
-                    reach[1][axis] = max(reach[1][axis], at[axis] + 1 - math.ceil((o + 1) / rate))
+            other.select(2 + axis, i).fill_(value)
+            rate = field.rate[axis]
+            for o in (run(module, other) != whole).any(1)[0].any(1 - axis).nonzero().ravel().tolist():
+                reach[0][axis] = max(reach[0][axis], math.floor(o / rate) - i)
+                reach[1][axis] = max(reach[1][axis], i + 1 - math.ceil((o + 1) / rate))
 
-    for phase in range(max(field.alignment)):
-        see([n // a // 2 * a + phase % a for n, a in zip(size, field.alignment, strict=True)], (math.nan, 9.0))
-    for i in range(min(*size, 24)):
-        see([i, i], (9.0, -9.0))
-        see([n - 1 - i for n in size], (9.0, -9.0))
+    for axis, (n, a) in enumerate(zip(size, field.alignment, strict=True)):
+        for phase in range(a):
+            see(axis, n // a // 2 * a + phase, (math.nan, 9.0))
+        for i in range(min(n, 24)):
+            see(axis, i, (9.0, -9.0))
+            see(axis, n - 1 - i, (9.0, -9.0))
     return (reach[0][0], reach[0][1]), (reach[1][0], reach[1][1])

@@ -104,7 +104,7 @@ PLAIN = [
     Architecture("partial-conv", lambda: parts.Partial(), exact=False),
     Architecture("bilateral", lambda: parts.Bilateral(), exact=False),
     Architecture("interleave", lambda: chain(conv(2, 4), parts.interleave, conv(2, 2))),
-    Architecture("zero-insertion", lambda: chain(parts.insert_zeros, conv(2, 2, 4, padding="same"), nn.AvgPool2d(2))),
+    Architecture("zero-insertion", lambda: chain(parts.insert_zeros, conv(2, 2, 4, padding="same"), nn.AvgPool2d(2)), hidden=True),
     Architecture("in-place", lambda: parts.InPlace()),
     Architecture("indexed", lambda: chain(conv(2, 2), parts.repeated, conv(2, 2), lambda x: x[:, :, 1::2, ::2])),
     Architecture("lp-pool", lambda: chain(conv(2, 2), nn.LPPool2d(2, 3, 2), conv(2, 2)), exact=False),

@@ -116,11 +116,11 @@ class Skip(nn.Module):
 
     def __init__(self, inner: nn.Module, add: bool) -> None:
         super().__init__()
-        self.inner, self.add = inner, add
+        self.inner, self.add, self.mix = inner, add, nn.Conv2d(2 * WIDTH, WIDTH, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.inner(x)
-        return x + y if self.add else torch.cat([x, y], 1)[:, : x.shape[1]]
+        return x + y if self.add else self.mix(torch.cat([x, y], 1))
 
 
 class Padded(nn.Module):

@@ -58,7 +58,7 @@ class Rows:
 
     def patterned(self, period: int) -> Rows:
         """The same rows after something that repeats every `period` rows was laid over them."""
-        return Rows(self.axis, self.sizes, ((SAME, self),), self.rate, period)
+        return Rows(self.axis, self.sizes, ((SAME, self),), self.rate, period=period)
 
     def independent(self) -> Rows:
         """As many rows, computed from nothing."""

@@ -23,8 +23,8 @@ from pipeline.network.layouts import Rows
 from pipeline.network.reach import axis_field
 from pipeline.tiling.geometry import ReceptiveField
 
-UNITS = (32, 84, 48, 60, 112)
-"""Captures are made at multiples of these: strides of 2, else 3, 7, 14, else ..."""
+UNITS = (32, 84, 48, 36, 60, 72, 112, 144)
+"""Captures are made at multiples of the first, or of the others where the network insists on strides of 3, 5, 7."""
 MULTIPLES = (2, 4, 7, 18)
 FIXED = (224, 256, 384, 512)
 """Sizes that networks of a fixed input size tend to want."""
