@@ -43,6 +43,7 @@ class ArraySource:
         self.chunk: Index = (c, 1, min(y, STRIDE), min(x, STRIDE))
         self.metadata = metadata or Metadata("array", axes)
         self.metadata.axes, self.metadata.volumetric = axes, "Z" in axes
+        self.metadata.notes += self.arrangement.notes
         self._view = self.arrangement.to_4d(array[self._fixed()])
 
     def _fixed(self) -> tuple[slice, ...]:
@@ -116,7 +117,7 @@ class DaskSource:
         self.arrangement = Arrangement.of(axes, array.shape, time)
         self.shape = self.arrangement.shape4
         self.chunk = self.arrangement.chunk4([max(sizes) for sizes in array.chunks])
-        self.metadata = Metadata("array", axes, volumetric="Z" in axes)
+        self.metadata = Metadata("array", axes, volumetric="Z" in axes, notes=self.arrangement.notes)
 
     def decode(self, at: Index) -> np.ndarray:
         block = self.array[self.arrangement.slices(at, self.chunk)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.storage.source import Index
-
-log = logging.getLogger("pipeline")
 
 NAMES = {
     "channel": "C", "channels": "C", "band": "C", "bands": "C", "sample": "S", "samples": "S", "rgb": "S",
@@ -65,7 +62,7 @@ class Arrangement:
     """Axes of which one position is taken."""
 
     @classmethod
-    def of(cls, axes: str, shape: tuple[int, ...], time: int = 0, *, quiet: bool = False) -> Arrangement:
+    def of(cls, axes: str, shape: tuple[int, ...], time: int = 0) -> Arrangement:
         """Y and X as they are; C and S are channels; T is opened at one time; all else is planes.
 
         Raises ValueError for axes without Y and X, or a size of 0.
@@ -80,12 +77,23 @@ class Arrangement:
         fixed = {}
         for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):
             if axis == "T":
-                fixed[i] = _time(time, size, axes, shape, quiet)
+                if not 0 <= time < size:
+                    raise ValueError(f"time {time} is not among the {size} of the image (axes {axes}, shape {shape})")
+                fixed[i] = time
             elif axis in "CS":
                 roles["C"].append(i)
             else:
                 roles[axis if axis in "YX" else "Z"].append(i)
         return cls(axes, shape, tuple(tuple(v) for v in roles.values()), fixed)
+
+    @property
+    def notes(self) -> list[str]:
+        """What of the array is left out, in words."""
+        return [
+            f"it has {self.shape[i]} times (axes {self.axes}, shape {self.shape}): time {at} is opened"
+            for i, at in self.fixed.items()
+            if self.shape[i] > 1
+        ]
 
     @property
     def shape4(self) -> Index:
@@ -122,11 +130,3 @@ class Arrangement:
         moved = block.transpose(*self.fixed, *flat)
         sizes = [math.prod(block.shape[i] for i in role) for role in self.order]
         return moved.reshape(sizes)
-
-
-def _time(time: int, size: int, axes: str, shape: tuple[int, ...], quiet: bool) -> int:
-    if not 0 <= time < size:
-        raise ValueError(f"time {time} is not among the {size} of the image (axes {axes}, shape {shape})")
-    if size > 1 and not quiet:
-        log.warning("the image has %d times (axes %s, shape %s): time %d is opened", size, axes, shape, time)
-    return time

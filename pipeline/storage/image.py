@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import random
 import threading
@@ -21,6 +22,8 @@ from pipeline.storage.source import Direct, ImageReadError, Index, Metadata, Sou
 from pipeline.tiling.geometry import Interval, Region
 
 __all__ = ["Image", "ImageReadError", "open_image"]
+
+log = logging.getLogger("pipeline")
 
 CACHE_BYTES = 64 << 20
 """Decoded chunks that an image remembers: a row of tiles of 2048 rows, 8192 RGB pixels wide."""
@@ -42,10 +45,13 @@ def open_image(
     """
     if isinstance(source, Image):
         return source
-    options = {"axes": axes.upper() if axes else None, "level": level, "channels": channels, "time": time}
+    options: dict[str, Any] = {"axes": axes.upper() if axes else None, "level": level, "channels": channels, "time": time}
     if isinstance(source, str | os.PathLike):
         source = os.path.abspath(os.fspath(source))
-    return Image(source, options)
+    image = Image(source, options)
+    for note in image._meta.notes:
+        log.warning("%s: %s", source if isinstance(source, str) else "the array", note)
+    return image
 
 
 def _open(source: Any, *, axes: str | None, level: int, channels: int | None, time: int) -> Source:

@@ -35,6 +35,8 @@ class Metadata:
     levels: tuple[tuple[int, ...], ...] = ()
     """Shapes of all levels, finest first, each (c, y, x) or (c, z, y, x); empty for one level."""
     extra: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What of the file is not opened, in words for the user."""
     volumetric: bool = False
     """Whether the image is (c, z, y, x) rather than (c, y, x)."""
 

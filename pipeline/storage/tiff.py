@@ -21,7 +21,6 @@ from pipeline.storage.source import ImageReadError, Index, Metadata, Source, nat
 from pipeline.storage.tiff_mapped import MappedPages
 from pipeline.storage.tiff_metadata import describe
 
-log = logging.getLogger("pipeline")
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what matters comes as one line of an error
 
 LARGEST_CHUNK = 1 << 31
@@ -47,7 +46,7 @@ def open_tiff(path: Path, axes: str | None, level: int, time: int = 0) -> Source
 
 
 def _open(file: tifffile.TiffFile, path: Path, axes: str | None, level: int, time: int) -> Source:
-    series = _chosen_series(file, path)
+    series, notes = _chosen_series(file, path)
     if not 0 <= level < len(series.levels):
         raise ValueError(f"{path} has levels 0 to {len(series.levels) - 1}: level {level} is not among them")
     finest, series = series, series.levels[level]
@@ -59,6 +58,8 @@ def _open(file: tifffile.TiffFile, path: Path, axes: str | None, level: int, tim
         )
     layout = PageLayout.of(series, axes, time, str(path))
     metadata = describe(file, finest, series)
+    metadata.name = metadata.name or path.name.split(".")[0]
+    metadata.notes = notes + layout.arrangement.notes
     metadata.levels = tuple(_shape(s, axes, time, str(path)) for s in finest.levels)
     metadata.axes, metadata.volumetric = layout.arrangement.axes, layout.arrangement.shape4[1] > 1
     if tiff_legacy.is_needed(keyframe):
@@ -68,7 +69,7 @@ def _open(file: tifffile.TiffFile, path: Path, axes: str | None, level: int, tim
     return TiffSource(file, series, layout, metadata)
 
 
-def _chosen_series(file: tifffile.TiffFile, path: Path) -> Any:
+def _chosen_series(file: tifffile.TiffFile, path: Path) -> tuple[Any, list[str]]:
     """The first image, masks and thumbnails aside: one with a sixteenth of a later one's pixels is a thumbnail too."""
     usable = [s for s in file.series if s.shape and s.keyframe.shape]
     full = [s for s in usable if not int(s.keyframe.subfiletype) & 0b101]
@@ -77,12 +78,9 @@ def _chosen_series(file: tifffile.TiffFile, path: Path) -> Any:
         raise ValueError(f"{path}: a TIFF file without an image")
     largest = max(images, key=_area)
     series = images[0] if _area(images[0]) * THUMBNAIL > _area(largest) else largest
-    if len(images) > 1:
-        log.warning(
-            "%s holds %d images: number %d is opened (%s, axes %s)",
-            path, len(images), images.index(series), "x".join(map(str, series.shape)), series.axes,
-        )  # fmt: skip
-    return series
+    number, size = images.index(series), "x".join(map(str, series.shape))
+    note = f"it holds {len(images)} images: number {number} is opened ({size}, axes {series.axes})"
+    return series, [note] if len(images) > 1 else []
 
 
 def _area(series: Any) -> int:
@@ -92,7 +90,7 @@ def _area(series: Any) -> int:
 def _shape(series: Any, axes: str | None, time: int, what: str) -> tuple[int, ...]:
     """(c, y, x) or (c, z, y, x) of a level."""
     try:
-        layout = PageLayout.of(series, axes, time, what, quiet=True)
+        layout = PageLayout.of(series, axes, time, what)
     except ValueError:
         return tuple(series.shape)
     c, z, y, x = layout.arrangement.shape4
@@ -113,7 +111,7 @@ class PageLayout:
     page: tuple[int, int, int, int, int]
 
     @classmethod
-    def of(cls, series: Any, axes: str | None, time: int, what: str, *, quiet: bool = False) -> PageLayout:
+    def of(cls, series: Any, axes: str | None, time: int, what: str) -> PageLayout:
         keyframe = series.keyframe
         shape, names = tuple(series.get_shape(False)), series.get_axes(False)
         within = _match(shape, keyframe.shaped)
@@ -131,7 +129,7 @@ class PageLayout:
             tile = (1, 1, keyframe.rowsperstrip or keyframe.imagelength, keyframe.imagewidth, samples)
         if min(tile) < 1:
             raise ValueError(f"{what}: strips or tiles of size {tile[1:4]}")
-        return cls(Arrangement.of(names, shape, time, quiet=quiet), within, tile, tuple(keyframe.shaped))
+        return cls(Arrangement.of(names, shape, time), within, tile, tuple(keyframe.shaped))
 
     @property
     def chunk(self) -> Index:
@@ -199,7 +197,8 @@ def lookup_table(page: Any) -> np.ndarray | None:
     table = page.colormap
     if table is None or table.ndim != 2 or len(table) != 3 or page.dtype.kind not in "bu":
         return None
-    return (table >> 8 if table.max() > 255 else table).astype(np.uint8)
+    colours: np.ndarray = (table >> 8 if table.max() > 255 else table).astype(np.uint8)
+    return colours
 
 
 class TiffSource:

@@ -83,7 +83,7 @@ class Multiscale:
         meta = Metadata("ome-zarr", self.letters, self.image.get("name") or self.path.stem)
         self._describe(meta, level)
         source = ZarrSource(arrays[level], axes, self.letters, meta, self.path, channels, time)
-        shapes = [Arrangement.of(source.arrangement.axes, tuple(a.shape), time, quiet=True).shape4 for a in arrays]
+        shapes = [Arrangement.of(source.arrangement.axes, tuple(a.shape), time).shape4 for a in arrays]
         meta.levels = tuple(s if meta.volumetric else (s[0], *s[2:]) for s in shapes)
         return source
 
@@ -130,6 +130,7 @@ class ZarrSource:
         c, z, y, x = self.arrangement.chunk4(array.chunks)
         self.chunk: Index = (c, z, y * -(-SMALLEST // y), x * -(-SMALLEST // x))
         metadata.axes = names
+        metadata.notes += self.arrangement.notes
         metadata.volumetric = self.shape[1] > 1 or (metadata.format == "zarr" and "Z" in names)
 
     def decode(self, at: Index) -> np.ndarray:
