@@ -113,7 +113,9 @@ def try_shapes(module: nn.Module, channels: int) -> Any:
 
 
 def tensors_of(result: Any) -> dict[str | int, Tensor]:
-    """The tensors of a dict, a dataclass or a sequence, by their keys."""
+    """The tensors of a dict, a dataclass or a sequence, by their keys; a tensor alone is number 0."""
+    if isinstance(result, Tensor):
+        return {0: result}
     if isinstance(result, list | tuple) and not hasattr(result, "_fields"):
         pairs: Any = enumerate(result)
     elif isinstance(result, Mapping):

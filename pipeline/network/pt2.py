@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +49,24 @@ def from_program(program: torch.export.ExportedProgram) -> tuple[nn.Module, dict
 
 def _load(path: Path) -> torch.export.ExportedProgram:
     archive = plain_archive(path)
-    log = logging.getLogger("torch.export")
-    level, log.level = log.level, logging.CRITICAL
     try:
-        return torch.export.load(archive)
+        with _quiet("torch.export"):
+            return torch.export.load(archive)
     except Exception as error:  # a damaged program fails in torch's depths, in any way
         text = str(error).strip().partition("\n")[0]
         raise ValueError(f"torch cannot load the program: {type(error).__name__}: {text}") from None
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without torch's own report, of many lines, about what is reported in one."""
+    log = logging.getLogger(name)
+    before = log.disabled
+    log.disabled = True
+    try:
+        yield
     finally:
-        log.level = level
+        log.disabled = before
 
 
 def _image(program: torch.export.ExportedProgram) -> Tensor:
@@ -110,7 +121,7 @@ def _check_sizes(module: nn.Module, image: Tensor) -> None:
     shapes = []
     for factor in (1, 2, 3):
         try:
-            with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            with _quiet("torch._subclasses.fake_tensor"), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
                 x = torch.zeros(1, image.shape[1], *(n * factor for n in own), dtype=image.dtype)
                 shapes.append([tuple(t.shape[-2:]) for t in tensors_of(module(x)).values()])
         except Exception as error:  # a size that is written into the graph fails in any way

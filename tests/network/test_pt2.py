@@ -76,28 +76,29 @@ def test_a_program_from_python(module: nn.Module) -> None:
 class OwnSize(nn.Module):
     """Resizes to the image's size, which a static export writes into the graph."""
 
-    def __init__(self, inner: bool) -> None:
+    def __init__(self, end: str) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 2, 3, stride=2, padding=1)
-        self.inner = inner
+        self.end = end
 
     def forward(self, x: Tensor) -> Any:
         large = F.interpolate(self.conv(x), size=x.shape[-2:])
-        return torch.cat([large, x], dim=1) if self.inner else {"out": large, "aux": self.conv(x)}
+        return {"cat": torch.cat([large, x], dim=1), "resize": large, "dict": {"out": large, "aux": x}}[self.end]
 
 
-@pytest.mark.parametrize("inner", [True, False])
-def test_a_size_written_into_the_graph(tmp_path: Path, inner: bool) -> None:
-    path = saved(tmp_path / "static.pt2", OwnSize(inner).eval(), dynamic=False)
+@pytest.mark.parametrize("end", ["cat", "resize", "dict"])
+def test_a_size_written_into_the_graph(tmp_path: Path, end: str, capfd: pytest.CaptureFixture[str]) -> None:
+    path = saved(tmp_path / "static.pt2", OwnSize(end).eval(), dynamic=False)
     with pytest.raises(ValueError, match=r"static\.pt2: .*32 x 48.* dynamic height and width \(torch\.export\.Dim\)"):
         load_network(path)
-    path = saved(tmp_path / "dynamic.pt2", OwnSize(inner).eval())
-    network = load_network(path, output=None if inner else "out")
-    assert network.module(torch.rand(1, 3, 36, 50)).shape == (1, 5 if inner else 2, 36, 50)
+    assert capfd.readouterr().err == ""
+    path = saved(tmp_path / "dynamic.pt2", OwnSize(end).eval())
+    network = load_network(path, output="out" if end == "dict" else None)
+    assert network.module(torch.rand(1, 3, 36, 50)).shape == (1, 5 if end == "cat" else 2, 36, 50)
 
 
 def test_outputs_are_named(tmp_path: Path) -> None:
-    path = saved(tmp_path / "two.pt2", OwnSize(False).eval())
+    path = saved(tmp_path / "two.pt2", OwnSize("dict").eval())
     with pytest.raises(ValueError, match=r"'out' .*'aux' .*output='out'"):
         load_network(path)
 
