@@ -45,7 +45,12 @@ def open_image(
     """
     if isinstance(source, Image):
         return source
-    options: dict[str, Any] = {"axes": axes.upper() if axes else None, "level": level, "channels": channels, "time": time}
+    options: dict[str, Any] = {
+        "axes": axes.upper() if axes else None,
+        "level": level,
+        "channels": channels,
+        "time": time,
+    }
     if isinstance(source, str | os.PathLike):
         source = os.path.abspath(os.fspath(source))
     image = Image(source, options)
