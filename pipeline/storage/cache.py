@@ -30,7 +30,7 @@ class ChunkCache:
 
     def put(self, at: Index, chunk: np.ndarray) -> None:
         """Keeps the chunk, unless it is larger than the whole cache."""
-        if chunk.nbytes > self.limit:
+        if chunk.nbytes > self.limit or at in self._wanted or at in self._spent:
             return
         self._wanted[at] = chunk
         self.size += chunk.nbytes

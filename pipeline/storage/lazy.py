@@ -27,11 +27,16 @@ class Window:
         self.shape, self.dtype, self.ndim = image.shape, image.dtype, len(image.shape)
 
     def __getitem__(self, key: Any) -> np.ndarray:
-        spans = [range(n)[k] for n, k in zip(self.shape, key, strict=True)]
-        y, x = (Interval(s.start, s.stop) for s in spans[-2:])
-        planes = spans[1] if self.ndim == 4 else range(1)
-        stack = [self.image.read(Region(y, x), plane, list(spans[0])) for plane in planes]
-        return np.stack(stack, axis=1) if self.ndim == 4 else stack[0]
+        pairs = zip(self.shape, key, strict=True)
+        spans = [range(n)[k] if isinstance(k, slice) else range(int(k), int(k) + 1) for n, k in pairs]
+        boxes = [Interval(min(s), max(s) + 1) if s else Interval(0, 0) for s in spans]
+        planes = range(boxes[1].start, boxes[1].stop) if self.ndim == 4 else range(1)
+        region, channels = Region(boxes[-2], boxes[-1]), list(range(boxes[0].start, boxes[0].stop))
+        pixels = np.empty([b.size for b in boxes], self.dtype)
+        for i, plane in enumerate(planes):
+            pixels[(slice(None), i) if self.ndim == 4 else ...] = self.image.read(region, plane, channels)
+        steps = [slice(None, None, s.step) for s in spans]
+        return pixels[tuple(step if isinstance(k, slice) else 0 for step, k in zip(steps, key, strict=True))]
 
 
 def as_dask(image: Image, chunk: Index) -> Any:
@@ -41,7 +46,8 @@ def as_dask(image: Image, chunk: Index) -> Any:
     c, z, y, x = _grown(chunk, image.shape[-2:], image.dtype.itemsize)
     chunks = (c, z, y, x) if len(image.shape) == 4 else (c, y, x)
     meta = np.empty((0,) * len(chunks), image.dtype)
-    return da.from_array(Window(image), chunks=chunks, name=False, asarray=False, lock=False, meta=meta)
+    window = Window(image)
+    return da.from_array(window, chunks=chunks, name=False, asarray=False, fancy=False, lock=False, meta=meta)
 
 
 def _grown(chunk: Index, size: tuple[int, ...], itemsize: int) -> Index:

@@ -24,10 +24,14 @@ def is_zarr(path: Path) -> bool:
 def open_zarr(path: Path, axes: str | None, level: int, channels: int | None, time: int = 0) -> ZarrSource:
     """An array, or a level of an OME-Zarr image. Raises ValueError for what is neither."""
     try:
-        return _open(zarr.open(str(path), mode="r"), path, axes, level, channels, time)
+        node = zarr.open(str(path), mode="r")
+    except Exception as error:  # damaged metadata surface in zarr as any of Python's errors
+        raise ValueError(f"{path}: not a readable Zarr image: {type(error).__name__}: {one_line(error)}") from error
+    try:
+        return _open(node, path, axes, level, channels, time)
     except ValueError:
         raise
-    except Exception as error:  # damaged metadata surface in zarr as any of Python's errors
+    except Exception as error:  # as above
         raise ValueError(f"{path}: not a readable Zarr image: {type(error).__name__}: {one_line(error)}") from error
 
 

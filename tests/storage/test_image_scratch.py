@@ -1,0 +1,135 @@
+"""Layouts that would decode the whole image for each read are copied once, in little memory, and the copy is removed."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+import tifffile
+
+from pipeline.storage import scratch, streams
+from pipeline.storage.image import ImageReadError, open_image
+from pipeline.tiling.geometry import Region
+
+RNG = np.random.default_rng(3)
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setattr(scratch, "READ", 256)
+    monkeypatch.setattr(scratch, "LARGE", 1 << 12)
+    monkeypatch.setattr(streams, "PIECE", 1 << 10)
+    return folder
+
+
+def single_strip(path: Path, array: np.ndarray, **options: Any) -> None:
+    tifffile.imwrite(path, array, rowsperstrip=array.shape[0], **options)
+
+
+@pytest.mark.parametrize("packed", ["deflate", "lzw", "packbits", "lzma", "zstd"])
+@pytest.mark.parametrize("predictor", [False, True])
+def test_one_strip_is_copied_once_announced_and_removed(
+    tmp_path: Path, temporary: Path, caplog: pytest.LogCaptureFixture, packed: str, predictor: bool
+) -> None:
+    array = RNG.integers(0, 40, (2300, 300, 3)).astype(np.uint16)
+    if predictor and packed in ("packbits",):
+        pytest.skip("tifffile writes no predictor with PackBits")
+    single_strip(tmp_path / "a.tif", array, photometric="rgb", compression=packed, predictor=predictor, byteorder=">")
+    image = open_image(tmp_path / "a.tif")
+    image.cache_bytes = 1 << 20
+    assert not list(temporary.iterdir()), "opening copies nothing"
+    assert image.chunk[0] < 2300
+    with caplog.at_level(logging.WARNING, "pipeline"):
+        pixels = image.read(Region.of(100, 2250, 17, 290), 0, [2, 1])
+    assert np.array_equal(pixels, np.moveaxis(array[100:2250, 17:290, [2, 1]], -1, 0))
+    assert "copying it once" in caplog.text and len(list(temporary.iterdir())) == 1
+    again = pickle.loads(pickle.dumps(image))
+    assert np.array_equal(again.read(Region.of(100, 2250, 17, 290), 0, [2, 1]), pixels)
+    assert again.identity() == image.identity()
+    assert len(list(temporary.iterdir())) == 1 and caplog.text.count("copying") == 1
+    again.close()
+    del again
+    gc.collect()
+    assert len(list(temporary.iterdir())) == 1, "only its maker removes a copy"
+    image.close()
+    assert not list(temporary.iterdir())
+
+
+def test_tiles_and_uncompressed_strips_are_not_copied(tmp_path: Path, temporary: Path) -> None:
+    array = RNG.integers(0, 40, (2300, 300)).astype(np.uint16)
+    for options in ({"tile": (256, 256), "compression": "deflate"}, {"rowsperstrip": 1}, {"rowsperstrip": 2300}):
+        tifffile.imwrite(tmp_path / "a.tif", array, **options)
+        image = open_image(tmp_path / "a.tif")
+        image.cache_bytes = 1 << 20
+        assert np.array_equal(image.read(Region.of(0, 500, 0, 300))[0], array[:500])
+        assert not list(temporary.iterdir())
+
+
+def test_a_strip_that_is_damaged_is_named_and_leaves_nothing(tmp_path: Path, temporary: Path) -> None:
+    path = tmp_path / "a.tif"
+    single_strip(path, RNG.integers(0, 255, (2300, 300), dtype=np.uint8), compression="deflate", metadata=None)
+    data = path.read_bytes()
+    with tifffile.TiffFile(path) as file:
+        offset = file.pages[0].dataoffsets[0]
+    path.write_bytes(data[: offset + 5000] + bytes(9000) + data[offset + 14000 :])
+    image = open_image(path)
+    image.cache_bytes = 1 << 18
+    with pytest.raises(ImageReadError, match=r"a\.tif: page 0, strip 0"):
+        image.read(Region.of(0, 50, 0, 50))
+    assert not list(temporary.iterdir())
+
+
+def test_a_copy_ends_with_its_process_and_those_of_the_dead_are_swept(tmp_path: Path, temporary: Path) -> None:
+    single_strip(tmp_path / "a.tif", RNG.integers(0, 9, (2300, 300), dtype=np.uint8), compression="deflate")
+    code = (
+        "import sys, os, tempfile; tempfile.tempdir = sys.argv[2]\n"
+        "from pipeline.storage import scratch; scratch.READ = 256\n"
+        "from pipeline.storage.image import open_image\n"
+        "image = open_image(sys.argv[1]); image.cache_bytes = 1 << 18; image.prepare()\n"
+        "assert len(os.listdir(sys.argv[2])) == 1\n"
+    )
+    arguments = [str(tmp_path / "a.tif"), str(temporary)]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
+    assert not list(temporary.iterdir())
+    subprocess.run([sys.executable, "-c", code + "os._exit(0)", *arguments], check=True)
+    assert len(list(temporary.iterdir())) == 1
+    copy = scratch.Scratch(0)
+    assert [p.name for p in temporary.iterdir()] == [copy.path.name]
+    copy.remove()
+
+
+def test_too_little_room_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="TMPDIR"):
+        scratch.Scratch(1 << 60)
+
+
+@pytest.mark.parametrize(
+    ("name", "encode"),
+    [
+        ("lzw", imagecodecs.lzw_encode),
+        ("deflate", imagecodecs.zlib_encode),
+        ("packbits", imagecodecs.packbits_encode),
+        ("xz", imagecodecs.lzma_encode),
+    ],
+)
+def test_streams_equal_whole_decoding(name: str, encode: Any) -> None:
+    for data in (
+        bytes(300_000),
+        RNG.bytes(60_000),
+        RNG.integers(0, 3, 200_000, dtype=np.uint8).tobytes(),
+        b"a",
+        b"abcabcabd" * 3000,
+    ):
+        pieces = list(getattr(streams, name)(memoryview(encode(data))))
+        assert b"".join(pieces) == data
