@@ -60,7 +60,7 @@ lint: $(VENV)/dev.stamp
 
 test: lint
 	@$(WARM) || $(WARM)
-	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --cov=pipeline --cov-report=term:skip-covered
+	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=90
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

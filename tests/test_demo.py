@@ -36,6 +36,7 @@ def checkout(tmp_path: Path) -> Path:
 
 def make(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     variables = os.environ | {"NOTES": str(checkout / "notes"), "PYTHONPATH": str(ROOT), "MAKEFLAGS": ""}
+    variables.pop("MAKELEVEL", None)  # of `make test`, below which make would name itself make[1]
     return subprocess.run(
         ["make", f"PYTHON={checkout}/python", *arguments],
         cwd=checkout,
