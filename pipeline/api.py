@@ -77,7 +77,7 @@ def predict(
     asked = options(**given)
     if not os.fspath(output):
         raise ValueError("say where the prediction goes: output='big.zarr'")
-    analysis = planning.Analysis(_network(net, asked), asked)
+    analysis = planning.Analysis(_network(net, asked), asked, "nuclei" if net is None else net)
     if not isinstance(image, list | tuple):
         run = _begin(image, os.fspath(output), analysis, asked)
         results = _work([run], analysis, asked, report, own_process)
@@ -261,9 +261,6 @@ def _attributes(
 ) -> dict[str, Any]:
     """What is needed to reproduce the run."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    net = None
-    if analysis is not None:
-        net = analysis.network.card.get("source") or analysis.network.name
     return {
         "plan": plan.to_json(),
         "fingerprint": plan.fingerprint,
@@ -276,9 +273,9 @@ def _attributes(
         "network": analysis.network.card if analysis else {},
         "image": opened.metadata,
         "source": {
-            "image": os.path.abspath(image) if isinstance(image, str | os.PathLike) else None,
+            "image": _source(image),
             "open": {"axes": asked.axes, "level": asked.level or 0},
-            "network": net if analysis is None or _reloads(net) else None,
+            "network": _source(analysis.source) if analysis else None,
             "load": {"output": asked.key, "scale": asked.scale, "mean": asked.mean, "std": asked.std},
         },
         "versions": versions,
@@ -286,13 +283,11 @@ def _attributes(
     }
 
 
-def _reloads(net: Any) -> bool:
-    """Whether a name or path leads to a network again."""
-    try:
-        load_network(net)
-    except (ValueError, FileNotFoundError):
-        return False
-    return True
+def _source(thing: Any) -> str | None:
+    """A path made absolute, a built-in's name as it is; None for what lives in the caller's memory alone."""
+    if not isinstance(thing, str | os.PathLike):
+        return None
+    return os.path.abspath(thing) if os.path.exists(thing) else os.fspath(thing)
 
 
 def _placing(plan: Plan, image: Image) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -145,9 +144,8 @@ def _check_level(report: Report, output: Output, plan: Plan, level: int) -> None
     for axis, n in zip(plan.layout.axes, shape, strict=True):
         start = draw.randrange(max(1, n - (SIDE if axis in "yx" else 1) + 1))
         region.append(Interval(start, min(n, start + (SIDE if axis in "yx" else 1))))
-    how: Literal["mode", "mean"] = "mode" if plan.kind == "mask" or plan.layout.dtype == "bool" else "mean"
     expected = pyramid.build_shard(
-        lambda below: output.read(level - 1, below), tuple(region), plan.layout.shapes[level - 1], how=how
+        lambda below: output.read(level - 1, below), tuple(region), plan.layout.shapes[level - 1], how=plan.reduction
     )
     stored = output.read(level, region)
     report.windows += 1

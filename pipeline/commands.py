@@ -33,8 +33,11 @@ def run(main: Callable[[], int]) -> NoReturn:
     except KeyboardInterrupt:
         print("interrupted: the same command continues", file=sys.stderr)
         status = 130
-    except (ValueError, FileNotFoundError, PermissionError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, FileNotFoundError, PermissionError, MemoryError) as error:
+        print(
+            f"error: {' '.join(str(error).split()) or 'out of memory: give a smaller --tile or --memory'}",
+            file=sys.stderr,
+        )
         status = 2
     except RuntimeError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -29,7 +29,7 @@ Numbers = tuple[float, ...] | None
 
 
 class Options(BaseModel):
-    """Options of `predict`, `plan` and the command line. None: not asked for, the default or the stored plan decides."""
+    """Options of `predict`, `plan` and the command line. None: not asked for; default or stored plan decides."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,7 +53,6 @@ class Options(BaseModel):
     activation: Literal["softmax", "sigmoid", "none"] | None = None
     store: Literal["uint8", "float32"] | None = None
     overwrite: bool = False
-    dry_run: bool = False
 
     @model_validator(mode="before")
     @classmethod

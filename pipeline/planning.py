@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.config import Options
-from pipeline.network.loading import Network
+from pipeline.network.loading import Network, choose_device
 from pipeline.network.memory import forward_bytes
 from pipeline.network.receptive_field import receptive_field
 from pipeline.network.sizes import fails_at, least_size
@@ -31,9 +31,9 @@ CACHE_BYTES = 64_000_000
 class Analysis:
     """A network with everything that is derived from it once, for any number of images."""
 
-    def __init__(self, network: Network, options: Options) -> None:
-        self.network, self.options = network, options
-        self.device = pick_device(options.device)
+    def __init__(self, network: Network, options: Options, source: Any = None) -> None:
+        self.network, self.options, self.source = network, options, source
+        self.device = str(choose_device(options.device))
         if network.channels is None:
             raise ValueError(
                 f"network {network.name}: the number of channels it takes cannot be told from it; "
@@ -44,7 +44,7 @@ class Analysis:
         self.classes = self._classes()
 
     def _field(self) -> ReceptiveField:
-        derived = receptive_field(self.network.module, self.channels)
+        derived = receptive_field(self.network.module, self.channels, reach=self.options.reach)
         if self.options.mode != "blend" and not derived.is_local:
             raise ValueError(
                 f"network {self.network.name} is not local, so no tiling can equal its whole-image pass: "
@@ -87,14 +87,6 @@ class Analysis:
 def cache_bytes(options: Options) -> int:
     """Bound of a worker's cache of decoded source chunks."""
     return min(CACHE_BYTES, options.memory // CACHE_SHARE)
-
-
-def pick_device(device: str) -> str:
-    """ "auto" is CUDA where there is one. Raises ValueError where CUDA is asked for and missing."""
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        raise ValueError("device cuda: this machine's torch sees no GPU; use --device cpu or auto")
-    return "cuda" if available and device in ("auto", "cuda") else "cpu"
 
 
 def pick_channels(image: Image, wanted: int, options: Options, name: str) -> list[int] | None:
@@ -255,6 +247,8 @@ def check_stored(stored: Plan, image: Image, analysis: Analysis | None, options:
     ]
     if analysis is not None:
         asked.append(("device", stored.device, analysis.device))
+    if options.reach is not None:
+        asked.append(("reach", stored.field.before[0], options.reach))
     for name, have in (
         ("kind", stored.kind),
         ("tile", stored.core),

@@ -193,9 +193,9 @@ def _small_mask(run: Run) -> np.ndarray:
     if run.plan.kind == "mask":
         return values
     if values.shape[0] > 1:
-        return values.argmax(axis=0)
+        return np.asarray(values.argmax(axis=0))
     threshold = 0.0 if run.plan.kind == "logits" else 127 if values.dtype == np.uint8 else 0.5
-    return np.asarray(values[0] > threshold).astype(np.uint8)
+    return np.asarray(values[0] > threshold, np.uint8)
 
 
 def default_workers(memory: int) -> int:

@@ -41,7 +41,6 @@ class Job:
     outputs: Sequence[str]
     network: Network | None
     device: str = "cpu"
-    open_options: tuple[tuple[str, Any], ...] = ()
 
 
 def start(job: Job) -> Callable[[Item], list[list[Record]]]:
@@ -56,7 +55,7 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
     def opened(number: int) -> Worker:
         output = open_output(job.outputs[number])
         plan = Plan.from_json(output.attributes["plan"])
-        image = open_image(job.images[number], **dict(job.open_options))
+        image = open_image(job.images[number])
         return Worker(output, Model(image, plan, module(plan.precision), job.device))
 
     def run(item: Item) -> list[list[Record]]:
@@ -86,7 +85,7 @@ class Worker:
                 lambda below: self.output.read(level - 1, below),
                 region,
                 self.plan.layout.shapes[level - 1],
-                how="mode" if self.plan.kind == "mask" or self.plan.layout.dtype == "bool" else "mean",
+                how=self.plan.reduction,
             )
         return self.output.write(level, region, data)
 
@@ -132,7 +131,7 @@ class Model:
         assert self.module is not None
         values = np.ascontiguousarray(pixels, dtype=np.float64 if self.dtype is torch.float64 else np.float32)
         batch = torch.from_numpy(values)[None].to(self.device, self.dtype)
-        logits = self.module(batch)[0]
+        logits: torch.Tensor = self.module(batch)[0]
         return logits if self.dtype is torch.float64 else logits.float()
 
     def blended(self, tile: Tile) -> torch.Tensor:

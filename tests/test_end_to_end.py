@@ -283,3 +283,45 @@ def test_planes_of_a_volume_run_one_by_one(tmp_path: Path) -> None:
     )
     for z in range(3):
         np.testing.assert_array_equal(result.array[:, z], whole(net, image[:, z], result.plan)[:, :40, :50])
+
+
+@torch.library.custom_op("pipeline_tests::shrink", mutates_args=())
+def shrink(x: torch.Tensor) -> torch.Tensor:
+    """An operation that the analysis cannot know; it is local and sees one pixel."""
+    return x / (1 + x.abs())
+
+
+class Shrink(nn.Module):
+    """A local network with an operation that the analysis does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 5, 2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return shrink(self.conv(x))
+
+
+def test_reach_declares_an_unknown_operation_by_hand(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, image = Shrink().eval(), np.random.default_rng(0).integers(0, 9, (1, 40, 60), np.uint8)
+    with pytest.raises(ValueError, match=r"shrink.*--reach"):
+        pipeline.predict(image, net, tmp_path / "o.zarr")
+    result = pipeline.predict(image, net, tmp_path / "o.zarr", kind="logits", reach=2, tile=(8, 12), workers=1)
+    assert (result.plan.field.before, result.plan.field.alignment) == ((2, 2), (2, 2))
+    with torch.no_grad():
+        expected = net(torch.from_numpy(image)[None].float())[0].numpy()
+    np.testing.assert_allclose(result.array[:], expected, atol=1e-5)
+
+
+def test_an_output_names_its_network_by_path(big: Path, tmp_path: Path) -> None:
+    program = torch.export.export(nn.Conv2d(3, 2, 3, padding=1).eval(), (torch.zeros(1, 3, 32, 32),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    run = command(big, "-o", "o.zarr", "--network", "net.pt2", "--workers", "1", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert command("o.zarr", cwd=tmp_path, module="verify").returncode == 0
+
+
+def test_an_option_that_does_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown option 'dry_run'"):
+        pipeline.predict(np.zeros((3, 9, 9), np.uint8), output=tmp_path / "o.zarr", dry_run=True)

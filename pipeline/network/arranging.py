@@ -228,7 +228,7 @@ def write_one(call: Call) -> Outputs:
             constants.append(tuple(c.unsqueeze(dim) if c.ndim else c for c in call.pair(name)))
         else:
             constants.append(call.pair(name))
-    result = call.combined(tracked, constants)  # type: ignore[arg-type]
+    result = call.combined(tracked, constants)
     return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
 
 

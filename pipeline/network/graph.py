@@ -76,7 +76,7 @@ class _WrappingPads(TorchFunctionMode):
     """Records circular padding as the one operation that was called, not as the copies of rows that it is made of."""
 
     def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, attr-defined]
+        super().__init__()
         self.recorder = recorder
 
     def __torch_function__(
@@ -91,7 +91,7 @@ class _WrappingPads(TorchFunctionMode):
             path, kind = recorder.stack[-1]
             arguments = (Ref(recorder.values[image]), list(args[1] if len(args) > 1 else kwargs["pad"]), "circular")
             output = recorder.add(padded)
-            recorder.nodes.append(Node(torch.ops.aten.pad.default, arguments, {}, (output,), path, kind))  # type: ignore[call-arg]
+            recorder.nodes.append(Node(torch.ops.aten.pad.default, arguments, {}, (output,), path, kind))
         return result
 
 
@@ -99,7 +99,7 @@ class _Recorder(TorchDispatchMode):
     """Records every operation that has the input or something computed from it among its arguments."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, attr-defined]
+        super().__init__()  # type: ignore[no-untyped-call]
         self.values: Any = WeakTensorKeyDictionary()
         self.shapes: dict[int, tuple[int, ...]] = {}
         self.nodes: list[Node] = []
@@ -131,7 +131,7 @@ class _Recorder(TorchDispatchMode):
             leaves = tree_flatten(result)[0]
             outputs = tuple(self.add(leaf) if isinstance(leaf, torch.Tensor) else None for leaf in leaves)
             path, kind = self.stack[-1]
-            self.nodes.append(Node(func, referred[0], referred[1], outputs, path, kind))  # type: ignore[call-arg]
+            self.nodes.append(Node(func, referred[0], referred[1], outputs, path, kind))
         return result
 
 
@@ -161,17 +161,17 @@ def _module_paths(module: nn.Module, stack: list[tuple[str, str]]) -> Iterator[N
 @contextlib.contextmanager
 def _functional() -> Iterator[None]:
     """While open, in-place operations reach the recorder as pure ones (slice_scatter for writes into a slice)."""
-    torch._enable_functionalization(reapply_views=True)  # type: ignore[no-untyped-call]
+    torch._enable_functionalization(reapply_views=True)
     try:
         yield
     finally:
-        torch._disable_functionalization()  # type: ignore[no-untyped-call]
+        torch._disable_functionalization()
 
 
 def _unwrap(leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor) and torch._is_functional_tensor(leaf):  # type: ignore[no-untyped-call]
+    if isinstance(leaf, torch.Tensor) and torch._is_functional_tensor(leaf):
         torch._sync(leaf)  # type: ignore[no-untyped-call,attr-defined]
-        return torch._from_functional_tensor(leaf)  # type: ignore[no-untyped-call]
+        return torch._from_functional_tensor(leaf)
     return leaf
 
 
@@ -233,7 +233,7 @@ def capture(module: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype =
             _WrappingPads(recorder),
             recorder,
         ):
-            wrapped = torch._to_functional_tensor(image)  # type: ignore[no-untyped-call]
+            wrapped = torch._to_functional_tensor(image)
             with _functional():
                 result = tree_map(_unwrap, module(wrapped))
     except Exception as error:

@@ -19,7 +19,7 @@ class _Alive(TorchDispatchMode):
     """Bytes of all results that are still referred to; a convolution also holds its operands once reordered."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call, attr-defined]
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self.seen: set[int] = set()
 

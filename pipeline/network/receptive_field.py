@@ -35,10 +35,14 @@ class UnknownOperation(ValueError):
     """The analysis does not know an operation of the network, and never guesses."""
 
 
-def receptive_field(module: nn.Module, channels: int, shape: tuple[int, int] | None = None) -> ReceptiveField:
+def receptive_field(
+    module: nn.Module, channels: int, shape: tuple[int, int] | None = None, *, reach: int | None = None
+) -> ReceptiveField:
     """The receptive field of a network that takes (1, channels, y, x); `shape` is a size (y, x) that it accepts.
 
-    A network with operations that are not local gets its field with them named, and reach 0.
+    `reach` declares, where operations are not known, the pixels that an output sees on each side; they are then taken
+    to keep the shifts of the rest of the network. A network with operations that are not local gets its field with
+    them named, and reach 0.
 
     Raises:
         UnknownOperation: its sole obstacle is an operation that the analysis does not know.
@@ -56,10 +60,12 @@ def receptive_field(module: nn.Module, channels: int, shape: tuple[int, int] | N
             break
     if analysis.not_local or first is second:
         return _not_local(analysis, alignment)
+    if analysis.unknown and reach is not None and analysis.output is not None:
+        return _declared(analysis, alignment, reach)
     if analysis.unknown:
         raise UnknownOperation(f"{'; '.join(analysis.unknown)}; --reach N declares the receptive field by hand")
     if any(n % unit for n in sizes):
-        raise ValueError(f"no alignment of at most {LARGEST_ALIGNMENT} pixels was found; --reach N declares it by hand")
+        raise ValueError(f"no alignment of at most {LARGEST_ALIGNMENT} pixels was found")
     return _local(analysis, alignment)
 
 
@@ -167,19 +173,24 @@ def _not_local(analysis: Analysis, alignment: tuple[int, int]) -> ReceptiveField
     images = analysis.image["y"].sizes, analysis.image["x"].sizes
     if images[0][0] == images[0][1]:
         named.append(f"network: fixed size: it works on images of {images[0][0]} x {images[1][0]} only")
+    rate, surplus = _growth(analysis, {} if analysis.output is None else analysis.output.rows)
+    return ReceptiveField((0, 0), (0, 0), alignment, rate, surplus, nonlocal_operations=tuple(named))
+
+
+def _declared(analysis: Analysis, alignment: tuple[int, int], reach: int) -> ReceptiveField:
+    """Sizes as they were measured, reach as the caller says."""
+    rate, surplus = _growth(analysis, _output_rows(analysis))
+    return ReceptiveField((reach, reach), (reach, reach), alignment, rate, surplus)
+
+
+def _growth(analysis: Analysis, output: dict[str, Rows]) -> tuple[tuple[Fraction, Fraction], tuple[int, int]]:
+    """(rate, surplus) of the output's size, from the two captures."""
     rates, surplus = [], []
-    for axis, image in zip(("y", "x"), images, strict=True):
-        rows = analysis.output.rows.get(axis) if analysis.output is not None else None
-        sizes = rows.sizes if rows is not None else image
+    for axis in ("y", "x"):
+        image = analysis.image[axis].sizes
+        sizes = output[axis].sizes if axis in output else image
         grows = image[0] != image[1] and sizes[0] != sizes[1]
         rate = Fraction(sizes[1] - sizes[0], image[1] - image[0]) if grows else Fraction(sizes[0], image[0])
         rates.append(rate)
         surplus.append(int(sizes[0] - rate * image[0]))
-    return ReceptiveField(
-        before=(0, 0),
-        after=(0, 0),
-        alignment=alignment,
-        rate=(rates[0], rates[1]),
-        surplus=(surplus[0], surplus[1]),
-        nonlocal_operations=tuple(named),
-    )
+    return (rates[0], rates[1]), (surplus[0], surplus[1])

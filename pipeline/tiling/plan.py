@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from dataclasses import field as attribute
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.tiling.geometry import Interval, ReceptiveField
 from pipeline.tiling.grid import Grid, Layout, Tile
@@ -58,6 +58,11 @@ class Plan:
     def read_amplification(self) -> float:
         """Pixels read over pixels of the image: what the halo costs."""
         return self.grid.read_amplification
+
+    @property
+    def reduction(self) -> Literal["mean", "mode"]:
+        """How a pixel of the pyramid stands for the four below it."""
+        return "mode" if self.kind == "mask" or self.layout.dtype == "bool" else "mean"
 
     @property
     def output_bytes(self) -> int:
@@ -140,9 +145,6 @@ class Plan:
         for name in ("size", "core", "window"):
             data[name] = None if data[name] is None else tuple(data[name])
         return cls(**data)
-
-    def with_memory(self, memory: int) -> Plan:
-        return replace(self, memory=memory)
 
 
 def choose_core(

@@ -1,4 +1,4 @@
-"""Layouts that would decode the whole image for each read are copied once, in little memory, and the copy is removed."""
+"""Layouts that would decode the whole image for each read are copied once, in little memory; the copy is removed."""
 
 from __future__ import annotations
 
