@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import os
 import time
+from argparse import ArgumentTypeError
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.commands import Parser, progress, run
 
 
-def numbers(kind: Any) -> Any:
-    return lambda text: tuple(kind(part) for part in text.split(","))
+def numbers(kind: type[int] | type[float]) -> Callable[[str], tuple[float, ...]]:
+    """A parser of numbers with commas between them."""
+
+    def parse(text: str) -> tuple[float, ...]:
+        try:
+            return tuple(kind(part) for part in text.split(","))
+        except ValueError:
+            what = "whole numbers" if kind is int else "numbers"
+            raise ArgumentTypeError(f"{text!r} is not {what} with commas between them, such as 512,512") from None
+
+    return parse
 
 
 def parse() -> dict[str, Any]:

@@ -233,6 +233,7 @@ def test_a_corrupt_chunk_fails_its_tile_alone(big: Path, tmp_path: Path) -> None
     [
         (["nothing.tif"], "nothing.tif"),
         (["big.tif", "--tile", "7,8"], "alignment"),
+        (["big.tif", "--tile", "a,b"], "'a,b' is not whole numbers with commas"),
         (["big.tif", "--memory", "much"], "memory"),
         (["big.tif", "--memory", "3MB"], "--memory"),
         (["big.tif", "--network", "nothing"], "nothing"),
