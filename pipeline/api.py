@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import planning
+from pipeline import describing, planning
 from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
 from pipeline.network.loading import Network, load_network
@@ -207,8 +205,8 @@ def _run(
             run.check()
             return run
     plan = planning.plan_image(opened, analysis, asked) if analysis else planning.plan_copy(opened)
-    target = create(path, plan.layout, attributes=_attributes(plan, image, opened, analysis, asked),
-                    **_placing(plan, opened), among_others=lock is not None)  # fmt: skip
+    target = create(path, plan.layout, attributes=describing.attributes(plan, image, opened, analysis, asked),
+                    **describing.placing(plan, opened, analysis), among_others=lock is not None)  # fmt: skip
     return Run(opened, target, plan, Ledger.open(path / LEDGER, plan.fingerprint, plan.units, lock=lock), lock)
 
 
@@ -254,56 +252,6 @@ def _work(
         torch.set_num_threads(threads)
         for run in runs:
             run.close()
-
-
-def _attributes(
-    plan: Plan, image: Any, opened: Image, analysis: planning.Analysis | None, asked: Options
-) -> dict[str, Any]:
-    """What is needed to reproduce the run."""
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    return {
-        "plan": plan.to_json(),
-        "fingerprint": plan.fingerprint,
-        "kind": plan.kind,
-        "activation": plan.activation,
-        "scale": 1 / 255 if plan.kind == "probability" and plan.layout.dtype == "uint8" else 1,
-        "approximate": plan.mode == "blend",
-        "rate": [float(r) for r in plan.field.rate],
-        "offset": list(plan.field.offset),
-        "network": analysis.network.card if analysis else {},
-        "image": opened.metadata,
-        "source": {
-            "image": _source(image),
-            "open": {"axes": asked.axes, "level": asked.level or 0},
-            "network": _source(analysis.source) if analysis else None,
-            "load": {"output": asked.key, "scale": asked.scale, "mean": asked.mean, "std": asked.std},
-        },
-        "versions": versions,
-        "command": sys.argv[:50],
-    }
-
-
-def _source(thing: Any) -> str | None:
-    """A path made absolute, a built-in's name as it is; None for what lives in the caller's memory alone."""
-    if not isinstance(thing, str | os.PathLike):
-        return None
-    return os.path.abspath(thing) if os.path.exists(thing) else os.fspath(thing)
-
-
-def _placing(plan: Plan, image: Image) -> dict[str, Any]:
-    """Scale and translation of the finest level in the image's unit, for OME-Zarr."""
-    pixel = image.pixel_size or (1.0, 1.0)
-    scale = [1.0] * (len(plan.layout.axes) - 2)
-    translation = [0.0] * len(scale)
-    for size, rate, offset in zip(pixel, plan.field.rate, plan.field.offset, strict=True):
-        scale.append(size / float(rate))
-        translation.append(size * offset)
-    return {
-        "scale": scale,
-        "translation": translation if any(translation) else None,
-        "unit": image.unit,
-        "label": plan.kind == "mask",
-    }
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
