@@ -1,4 +1,4 @@
-"""What the commands share: one-line errors, exit statuses, progress on a terminal or in a log."""
+"""What commands and jobs share: one-line errors, exit statuses, progress on a terminal or in a log, the report."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 LOG_EVERY = 10.0
@@ -71,3 +72,55 @@ def _text(p: Any) -> str:
     failed = f", {p.failed} failed" if p.failed else ""
     left = (p.tiles - p.done) * p.seconds / max(1, p.done)
     return f"{p.done} of {p.tiles} tiles, {rate:.1f} MP/s, {left:.0f} s left{failed}"
+
+
+def predict(images: list[str], output: str, net: Any, *, folder: bool, verify: bool, given: dict[str, Any]) -> int:
+    """Predict, say how it went, and return the exit status. `folder`: one output an image, in the folder `output`.
+
+    Raises RuntimeError where tiles or images failed.
+    """
+    return _many(images, output, net, verify, given) if folder else _one(images[0], output, net, verify, given)
+
+
+def _one(image: str, output: str, net: Any, verify: bool, given: dict[str, Any]) -> int:
+    from pipeline import api
+
+    began = time.monotonic()
+    with progress(Path(output).name) as report:
+        try:
+            result = api.predict(image, net, output, report=report, own_process=True, **given)
+        except api.TilesFailed as error:
+            print(f"{output}: unfinished after {time.monotonic() - began:.1f} s; the same command continues")
+            raise RuntimeError(str(error)) from error
+    plan = result.plan
+    if result.resumed == plan.units:
+        print(f"{output}: finished already, nothing to do")
+    else:
+        before = f", {result.resumed} of {plan.units} units were done before" if result.resumed else ""
+        print(f"{output}: {plan.tiles} tiles, {plan.kind}, {time.monotonic() - began:.1f} s{before}")
+    return 0 if not verify or _verified(output, image, net) else 1
+
+
+def _many(images: list[str], output: str, net: Any, verify: bool, given: dict[str, Any]) -> int:
+    from pipeline import api
+
+    began, failed = time.monotonic(), ""
+    with progress(Path(output).name) as report:
+        try:
+            results = api.predict(images, net, output, report=report, own_process=True, **given)
+        except api.TilesFailed as error:
+            results, failed = error.results, str(error)
+    done = [r for r in results if not r.failures]
+    print(f"{output}: {len(done)} of {len(images)} images, {time.monotonic() - began:.1f} s")
+    sound = not verify or all([_verified(r.path, None, net) for r in done])
+    if failed:
+        raise RuntimeError(failed)
+    return 0 if sound else 1
+
+
+def _verified(output: str, image: str | None, net: Any) -> bool:
+    from pipeline import api
+
+    found = api.verify(output, image, net)
+    print(f"verified: {found.windows} windows, {found.shards} shards, max difference {found.max_difference:g}")
+    return found.ok

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pipeline.jobfile import DataPath, NetworkPath, validated
 
 _UNITS = {"": 1, "b": 1} | {
     prefix + suffix: base**power
@@ -56,22 +58,32 @@ class Options(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _single_numbers(cls, data: Any) -> Any:
-        """scale=0.5 means the same as scale=(0.5,)."""
-        for name in ("scale", "mean", "std"):
-            if isinstance(data, dict) and isinstance(data.get(name), int | float):
-                data[name] = (data[name],)
+    def _numbers(cls, data: Any) -> Any:
+        """scale=0.5 means the same as scale=(0.5,), and tile="512,512" the same as tile=(512, 512)."""
+        for name in ("scale", "mean", "std", "tile", "channels"):
+            value = data.get(name) if isinstance(data, dict) else None
+            if isinstance(value, str):
+                data[name] = value.split(",")
+            elif isinstance(value, int | float) and name != "tile":
+                data[name] = (value,)
         return data
 
 
 def options(**given: Any) -> Options:
     """Validated options. Raises ValueError of one line that names the option, its value and what is wrong."""
-    try:
-        return Options(**given)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "options"
-        if first["type"] == "extra_forbidden":
-            raise ValueError(f"unknown option {name!r}; there are {', '.join(sorted(Options.model_fields))}") from None
-        reason = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"option {name}={given.get(name)!r}: {reason[0].lower()}{reason[1:]}") from None
+    return validated(Options, given)
+
+
+class InferJob(Options):
+    """A job of `jobs/infer.py`: the options of the command, what it reads and where it writes."""
+
+    image: DataPath | Annotated[tuple[DataPath, ...], Field(min_length=1)]
+    """A path, a pattern such as photos/*.jpg, or a list of them."""
+    output: DataPath
+    """A folder where image is a pattern or a list."""
+    network: NetworkPath | None = None
+    verify: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """What `pipeline.predict` is given beside image, network and output."""
+        return self.model_dump(exclude_unset=True, include=set(Options.model_fields))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.commands import Parser, progress, run
+from pipeline.commands import Parser, predict, run
 
 
 def numbers(kind: type[int] | type[float]) -> Callable[[str], tuple[float, ...]]:
@@ -63,46 +62,9 @@ def main() -> int:
         for image in images:
             print(describe(image, net, given))
         return 0
-    if len(images) > 1:
-        if output is None:
-            raise ValueError(f"{len(images)} images need a folder for their outputs: -o FOLDER")
-        return many(images, net, output, given)
-    target = output or default_output(images[0])
-    began = time.monotonic()
-    with progress(Path(target).name) as report:
-        try:
-            result = api.predict(images[0], net, target, report=report, own_process=True, **given)
-        except api.TilesFailed as error:
-            print(f"{target}: unfinished after {time.monotonic() - began:.1f} s; the same command continues")
-            raise RuntimeError(str(error)) from error
-    plan = result.plan
-    if result.resumed == plan.units:
-        print(f"{target}: finished already, nothing to do")
-    else:
-        before = f", {result.resumed} of {plan.units} units were done before" if result.resumed else ""
-        print(f"{target}: {plan.tiles} tiles, {plan.kind}, {time.monotonic() - began:.1f} s{before}")
-    if verify:
-        found = api.verify(target, images[0], net)
-        print(f"verified: {found.windows} windows, {found.shards} shards, max difference {found.max_difference:g}")
-        return 0 if found.ok else 1
-    return 0
-
-
-def many(images: list[str], net: Any, output: str, given: dict[str, Any]) -> int:
-    """Many images into a folder, with one report."""
-    from pipeline import api
-
-    began, failed = time.monotonic(), ""
-    with progress(output) as report:
-        try:
-            results = api.predict(images, net, output, report=report, own_process=True, **given)
-        except api.TilesFailed as error:
-            results, failed = error.results, str(error)
-    done = sum(not r.failures for r in results)
-    print(f"{output}: {done} of {len(images)} images, {time.monotonic() - began:.1f} s")
-    if failed:
-        raise RuntimeError(failed)
-    return 0
+    if len(images) > 1 and output is None:
+        raise ValueError(f"{len(images)} images need a folder for their outputs: -o FOLDER")
+    return predict(images, output or default_output(images[0]), net, folder=len(images) > 1, verify=verify, given=given)
 
 
 def default_output(image: str) -> str:

@@ -22,7 +22,8 @@ ARROWS = {
     "storage": {"tiling"},
     "network": {"tiling"},
     "stitching": {"tiling"},
-    "config": {"tiling"},
+    "jobfile": set[str](),
+    "config": {"tiling", "jobfile"},
     "worker": {"storage", "network", "stitching", "tiling"},
     "training": {"worker", "network", "storage", "tiling"},
     "planning": {"config", "worker", "network", "storage", "tiling"},
@@ -31,9 +32,9 @@ ARROWS = {
     "checking": {"worker", "network", "storage", "stitching", "tiling"},
     "api": {"planning", "describing", "running", "checking", "config", "worker", "training", *PARTS},
     "": {"api", "storage", "network", "tiling"},
-    "commands": set[str](),
-    "command": {"", "api", "config", "commands"},
-    "jobs": {"", "api", "config"},
+    "commands": {"api"},
+    "command": {"", "api", "config", "jobfile", "commands"},
+    "jobs": {"", "api", "config", "jobfile", "commands"},
 }
 """What each part may import, beside itself; "" is the package's own __init__."""
 
