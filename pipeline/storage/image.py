@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import random
 import threading
 from collections.abc import Sequence
 from itertools import product
@@ -16,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.storage import scratch
-from pipeline.storage.arrays import ArraySource, DaskSource, open_npy
 from pipeline.storage.cache import ChunkCache
+from pipeline.storage.opening import identity, open_source
 from pipeline.storage.source import Direct, ImageReadError, Index, Metadata, Source
 from pipeline.tiling.geometry import Interval, Region
 
@@ -27,8 +24,6 @@ log = logging.getLogger("pipeline")
 
 CACHE_BYTES = 64 << 20
 """Decoded chunks that an image remembers: a row of tiles of 2048 rows, 8192 RGB pixels wide."""
-SAMPLES = 64
-"""Chunks of which an image's identity is made."""
 HALO_PART = 16
 """A halo is taken to be no more than this part of a read: reads of usual size are cheap that way."""
 
@@ -59,55 +54,12 @@ def open_image(
     return image
 
 
-def _open(source: Any, *, axes: str | None, level: int, channels: int | None, time: int) -> Source:
-    if isinstance(source, str):
-        return _open_path(Path(source), axes, level, channels, time)
-    if level != 0:
-        raise ValueError(f"an array has no level {level}")
-    if hasattr(source, "dask") and hasattr(source, "chunks"):
-        return DaskSource(source, axes, channels, time)
-    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
-        return ArraySource(np.asarray(source), axes, channels, time)
-    raise ValueError(f"an image is a path, a NumPy array or a dask array, not {type(source).__name__}")
-
-
-def _open_path(path: Path, axes: str | None, level: int, channels: int | None, time: int) -> Source:
-    if not path.exists():
-        raise FileNotFoundError(f"no such file: {path}")
-    if path.is_dir():
-        from pipeline.storage.zarrs import is_zarr, open_zarr
-
-        if not is_zarr(path):
-            raise ValueError(f"{path} is a folder, and no Zarr array or group")
-        return open_zarr(path, axes, level, channels, time)
-    try:
-        with path.open("rb") as file:
-            start = file.read(16)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
-    if not start:
-        raise ValueError(f"{path} is empty")
-    if start[:2] in (b"II", b"MM", b"EP"):
-        from pipeline.storage.tiff import open_tiff
-
-        return open_tiff(path, axes, level, time)
-    if level != 0:
-        raise ValueError(f"{path} has no level {level}")
-    if start.startswith(b"\x93NUMPY"):
-        return open_npy(path, axes, channels, time)
-    if start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
-        from pipeline.storage.pictures import open_picture
-
-        return open_picture(path, start)
-    raise ValueError(f"{path} is not an image of a known kind: TIFF, Zarr, .npy, PNG or JPEG")
-
-
 class Image:
     """An image that is read region by region; it can be pickled, and opens itself anew elsewhere."""
 
     def __init__(self, source: Any, options: dict[str, Any]) -> None:
         self._source_given, self._options = source, options
-        self._original: Source = _open(source, **options)
+        self._original: Source = open_source(source, **options)
         self._source = self._original
         self._scratch: scratch.Scratch | None = None
         self._scratch_path: Path | None = None
@@ -268,7 +220,7 @@ class Image:
         """ "sha256:..." of size, shape, dtype and 64 chunks, the same wherever the file lies; of all of an array."""
         if self._identity is None:
             with self._lock:
-                self._identity = "sha256:" + _identity(self._original)
+                self._identity = "sha256:" + identity(self._original)
         return self._identity
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -313,17 +265,3 @@ def _is_inside(read: Interval, origin: int, size: int) -> bool:
     """Whether a chunk is too far within the read for a neighbour's halo to reach it."""
     halo = read.size // HALO_PART
     return read.start + halo <= origin and origin + size <= read.stop - halo
-
-
-def _identity(source: Source) -> str:
-    head = {"shape": source.shape, "dtype": source.dtype.str.lstrip("<>=|"), "bytes": source.size}
-    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
-    if isinstance(source, ArraySource) and source.size == 0:
-        digest.update(source.content().encode())
-        return digest.hexdigest()
-    counts = [-(-n // c) for n, c in zip(source.shape, source.chunk, strict=True)]
-    picker = random.Random(0)
-    drawn = {(0, 0, 0, 0), *(tuple(picker.randrange(n) for n in counts) for _ in range(SAMPLES - 1))}
-    for at in sorted(drawn):
-        digest.update(source.sample(at))  # type: ignore[arg-type]
-    return digest.hexdigest()

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pipeline.storage.arrays import release
 from pipeline.storage.source import ImageReadError, Index, Metadata, native
+from pipeline.storage.tiff_layout import PageLayout
 from pipeline.tiling.geometry import Region
-
-if TYPE_CHECKING:
-    from pipeline.storage.tiff import PageLayout
 
 
 class MappedPages:

@@ -1,0 +1,75 @@
+"""Which kind of source a path or an array is, and what identifies it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.storage.arrays import ArraySource, DaskSource, open_npy
+from pipeline.storage.source import Source
+
+SAMPLES = 64
+"""Chunks of which an image's identity is made."""
+
+
+def open_source(source: Any, *, axes: str | None, level: int, channels: int | None, time: int) -> Source:
+    if isinstance(source, str):
+        return _open_path(Path(source), axes, level, channels, time)
+    if level != 0:
+        raise ValueError(f"an array has no level {level}")
+    if hasattr(source, "dask") and hasattr(source, "chunks"):
+        return DaskSource(source, axes, channels, time)
+    if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
+        return ArraySource(np.asarray(source), axes, channels, time)
+    raise ValueError(f"an image is a path, a NumPy array or a dask array, not {type(source).__name__}")
+
+
+def _open_path(path: Path, axes: str | None, level: int, channels: int | None, time: int) -> Source:
+    if not path.exists():
+        raise FileNotFoundError(f"no such file: {path}")
+    if path.is_dir():
+        from pipeline.storage.zarrs import is_zarr, open_zarr
+
+        if not is_zarr(path):
+            raise ValueError(f"{path} is a folder, and no Zarr array or group")
+        return open_zarr(path, axes, level, channels, time)
+    try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    if not start:
+        raise ValueError(f"{path} is empty")
+    if start[:2] in (b"II", b"MM", b"EP"):
+        from pipeline.storage.tiff import open_tiff
+
+        return open_tiff(path, axes, level, time)
+    if level != 0:
+        raise ValueError(f"{path} has no level {level}")
+    if start.startswith(b"\x93NUMPY"):
+        return open_npy(path, axes, channels, time)
+    if start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        from pipeline.storage.pictures import open_picture
+
+        return open_picture(path, start)
+    raise ValueError(f"{path} is not an image of a known kind: TIFF, Zarr, .npy, PNG or JPEG")
+
+
+def identity(source: Source) -> str:
+    """Hash of size, shape, dtype and 64 chunks that are drawn by number alone; of all pixels of an array."""
+    head = {"shape": source.shape, "dtype": source.dtype.str.lstrip("<>=|"), "bytes": source.size}
+    digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
+    if isinstance(source, ArraySource) and source.size == 0:
+        digest.update(source.content().encode())
+        return digest.hexdigest()
+    counts = [-(-n // c) for n, c in zip(source.shape, source.chunk, strict=True)]
+    picker = random.Random(0)
+    drawn = {(0, 0, 0, 0), *(tuple(picker.randrange(n) for n in counts) for _ in range(SAMPLES - 1))}
+    for at in sorted(drawn):
+        digest.update(source.sample(at))  # type: ignore[arg-type]
+    return digest.hexdigest()
