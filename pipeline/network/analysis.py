@@ -5,9 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from pipeline.network import arranging, mixing, sliding  # noqa: F401  (they fill the table of operations)
+from pipeline.network import arranging, mixing, picking, sliding  # noqa: F401  (they fill the table of operations)
 from pipeline.network.graph import Graph, Node, references
-from pipeline.network.layouts import AXES, Dimension, Factor, NotLocal, Rows, Sizes, Tracked, Unknown, plain, size
+from pipeline.network.layouts import (
+    AXES,
+    Dimension,
+    Factor,
+    NotLocal,
+    Rows,
+    Sizes,
+    Tracked,
+    Unknown,
+    axes_of,
+    plain,
+    size,
+)
 from pipeline.network.operations import Call, Lost, Outputs, rule_of
 
 
@@ -97,10 +109,10 @@ def _guess(call: Call, output: int, operands: list[Tracked]) -> Tracked | None:
     for dimension, sizes in zip(like.layout, shape, strict=True):
         if sizes == size(dimension):
             layout.append(dimension)
-        elif len(dimension) == 1 and dimension[0].axis and sizes != (1, 1):
-            axis = dimension[0].axis
+        elif (axes := axes_of(dimension)) and sizes != (1, 1):
+            axis = max(axes)  # of rows and columns mixed the one will do, to find what sees them all
             layout.append((Factor(axis, sizes),))
-            rows[axis] = _resized(like.rows[axis], sizes)
+            rows[axis] = _resized(like.rows[axis], sizes) if len(dimension) == 1 else Rows(axis, sizes)
         else:
             layout.append(plain(sizes))
     return like.arranged(layout, rows)

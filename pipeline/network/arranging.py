@@ -1,4 +1,4 @@
-"""Rules for operations that move elements about unchanged: views, slices, joins, gathers."""
+"""Rules for operations that move elements about unchanged: views, slices, joins, writes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from pipeline.network.layouts import Dimension, NotLocal, Tracked, Unknown, broadcast, plain, reshape, size
 from pipeline.network.operations import Call, Outputs, rule
-from pipeline.network.relations import Pad, Relation, Window, repeat
+from pipeline.network.relations import Pad, Window
 from pipeline.network.sliding import placed
 
 FAR_EDGE = "counts rows or columns from the far edge of the image (circular padding does)"
@@ -94,7 +94,7 @@ def cut(call: Call) -> Outputs:
     start = _start(call, "start", image.sizes[dim])
     if start[0] != start[1]:
         call.not_local(FAR_EDGE)
-    elif shape[dim][0] == shape[dim][1]:
+    elif shape[dim][0] == shape[dim][1] and image.sizes[dim][0] != image.sizes[dim][1]:
         call.not_local(f"takes {shape[dim][0]} rows or columns at a fixed place of the image")
     return image.moved({dim: Window(1, call.get("step") or 1, 1, -start[0])}, shape)
 
@@ -230,93 +230,3 @@ def write_one(call: Call) -> Outputs:
             constants.append(call.pair(name))
     result = call.combined(tracked, constants)
     return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
-
-
-@rule("index_put")
-def write_masked(call: Call) -> Outputs:
-    """x[mask] = value, for a mask of the same shape and one value."""
-    indices, values = call.get("indices"), call.get("values")
-    single = isinstance(values, torch.Tensor) and values.numel() == 1
-    if len(indices) == 1 and single:
-        mask = call.any_tensor((indices[0], call.pair("indices")[1][0]))
-        if mask.sizes == call.shape():
-            tracked, constants = call.operands()
-            return call.combined(tracked, [c for c in constants if c[0].ndim == mask.ndim])
-    raise Unknown("writes to computed positions")
-
-
-@rule("index", "index_select")
-def index(call: Call) -> Outputs:
-    """Elements at constant positions of one dimension."""
-    image, shape = call.tracked("self"), call.shape()
-    if call.name == "index_select":
-        at = {call.get("dim") % image.ndim: call.pair("index")}
-    else:
-        first, second = call.pair("indices")
-        at = {d: (a, b) for d, (a, b) in enumerate(zip(first, second, strict=True)) if a is not None}
-    if any(not isinstance(a, torch.Tensor) or a.dtype in (torch.bool, torch.uint8) for a, _ in at.values()):
-        raise Unknown("reads computed positions")
-    lines = [{d for d, n in enumerate(a.shape) if n > 1} for a, _ in at.values()]
-    if len(at) > 1 and _outer(lines) and list(at) == list(range(min(at), max(at) + 1)):
-        tensor = image
-        for dim, (a, b) in at.items():
-            tensor = _pick(tensor, dim, (a.flatten(), b.flatten()))
-        return tensor
-    if len(at) > 1:
-        raise Unknown("reads positions of several dimensions at once")
-    ((dim, (a, b)),) = at.items()
-    if a.ndim > 1 and image.axes([dim]):
-        raise Unknown("reads rows or columns at several places at once")
-    picked = _pick(image, dim, (a.flatten(), b.flatten()))
-    extra = shape[dim : dim + a.ndim]
-    middle = [picked.layout[dim]] if a.ndim == 1 else [plain(s) for s in extra]
-    return picked.arranged([*picked.layout[:dim], *middle, *picked.layout[dim + 1 :]])
-
-
-def _outer(lines: list[set[int]]) -> bool:
-    """Each index runs along a dimension of its own, in order: rows times columns."""
-    return all(len(line) == 1 for line in lines) and [min(line) for line in lines] == list(range(len(lines)))
-
-
-def _pick(image: Tracked, dim: int, positions: tuple[torch.Tensor, torch.Tensor]) -> Tracked:
-    """Rows at constant positions: all that follow one another, every n-th, or each several times."""
-    shape = list(image.sizes)
-    shape[dim] = len(positions[0]), len(positions[1])
-    if not image.axes([dim]):
-        return image.arranged([*image.layout[:dim], plain(shape[dim]), *image.layout[dim + 1 :]])
-    rows = [p.tolist() for p in positions]
-    for relation in _guesses(rows[0]):
-        if all(_positions(relation, len(r)) == r for r in rows):
-            return image.moved({dim: relation}, shape)
-    raise NotLocal("reads rows or columns at given places of the image")
-
-
-def _guesses(rows: list[int]) -> list[Relation]:
-    step = rows[1] - rows[0] if len(rows) > 1 else 1
-    times = rows.count(rows[0]) if rows else 1
-    return [Window(1, step, 1, -rows[0]) if rows and step > 0 else Window(), repeat(times)]
-
-
-def _positions(relation: Relation, count: int) -> list[int]:
-    if isinstance(relation, Window):
-        return [o * relation.stride - relation.before for o in range(count)]
-    return [o // relation.rate.numerator for o in range(count)]
-
-
-@rule("gather", "take_along_dim", "scatter", "scatter_add", "scatter_reduce")
-def gather(call: Call) -> Outputs:
-    """Elements picked by computed numbers along one dimension, at the same place of all others."""
-    shape = call.shape()
-    dim = call.get("dim") % len(shape)
-    tracked, constants = call.operands()
-    if any(t.axes([dim]) for t in tracked):
-        raise Unknown("reads or writes computed rows or columns")
-    blank = [t.without([dim], keep=True) for t in tracked]
-    result = call.combined(blank, [c for c in constants if c[0].ndim])
-    return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
-
-
-@rule("embedding")
-def embedding(call: Call) -> Outputs:
-    indices = call.tracked("indices")
-    return indices.arranged([*indices.layout, plain(call.shape()[-1])])

@@ -72,8 +72,15 @@ def references(tree: Any) -> list[int]:
     return [leaf.value for leaf in tree_flatten(tree)[0] if isinstance(leaf, Ref)]
 
 
-class _WrappingPads(TorchFunctionMode):
-    """Records circular padding as the one operation that was called, not as the copies of rows that it is made of."""
+READS_VALUES = {"tolist", "numpy", "__array__"}
+"""Methods of a tensor that hand its values to Python without running an operation."""
+
+
+class _BelowOperations(TorchFunctionMode):
+    """Records what the calls say better than the operations that they are made of, or what runs no operation.
+
+    Circular padding is one operation, not copies of rows. Values that go to Python are read from the plain tensor.
+    """
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -83,16 +90,24 @@ class _WrappingPads(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not ("circular" in args[1:4] or kwargs.get("mode") == "circular"):
-            return func(*args, **kwargs)
-        recorder, result = self.recorder, func(*args, **kwargs)
-        image, padded = _unwrap(args[0]), _unwrap(result)
-        if image in recorder.values and isinstance(padded, torch.Tensor):
-            path, kind = recorder.stack[-1]
-            arguments = (Ref(recorder.values[image]), list(args[1] if len(args) > 1 else kwargs["pad"]), "circular")
-            output = recorder.add(padded)
-            recorder.nodes.append(Node(torch.ops.aten.pad.default, arguments, {}, (output,), path, kind))
+        if getattr(func, "__name__", "") in READS_VALUES:
+            tensor = _unwrap(args[0])
+            self.note(torch.ops.aten._local_scalar_dense.default, tensor, (), None)
+            return func(tensor, *args[1:], **kwargs)
+        result = func(*args, **kwargs)
+        if "circular" in args[1:4] or kwargs.get("mode") == "circular":
+            amounts = list(args[1] if len(args) > 1 else kwargs["pad"])
+            self.note(torch.ops.aten.pad.default, _unwrap(args[0]), (amounts, "circular"), _unwrap(result))
         return result
+
+    def note(self, op: Any, tensor: Any, arguments: tuple[Any, ...], result: Any) -> None:
+        """Adds an operation on a tensor that depends on the input; on others there is nothing to follow."""
+        recorder = self.recorder
+        if tensor in recorder.values:
+            path, kind = recorder.stack[-1]
+            reference = Ref(recorder.values[tensor])
+            output = recorder.add(result) if isinstance(result, torch.Tensor) else None
+            recorder.nodes.append(Node(op, (reference, *arguments), {}, (output,), path, kind))
 
 
 class _Recorder(TorchDispatchMode):
@@ -125,9 +140,10 @@ class _Recorder(TorchDispatchMode):
 
         referred = tree_map(refer, (args, kwargs))
         result = func(*args, **kwargs)
-        if func._schema.name.removeprefix("aten::") in UNINITIALISED and result.numel():
+        name = func._schema.name.removeprefix("aten::")
+        if name in UNINITIALISED and result.numel():
             result.zero_()
-        if references(referred):
+        if references(referred) and not name.startswith("new_"):  # those take no more than a type from their operand
             leaves = tree_flatten(result)[0]
             outputs = tuple(self.add(leaf) if isinstance(leaf, torch.Tensor) else None for leaf in leaves)
             path, kind = self.stack[-1]
@@ -230,7 +246,7 @@ def capture(module: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype =
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
             _module_paths(module, recorder.stack),
-            _WrappingPads(recorder),
+            _BelowOperations(recorder),
             recorder,
         ):
             wrapped = torch._to_functional_tensor(image)

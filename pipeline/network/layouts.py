@@ -205,6 +205,8 @@ def _split(factor: Factor, need: Sizes, rows: dict[str, Rows]) -> tuple[Factor, 
         raise Unknown("reshapes in a way that cannot be followed")
     rest = factor.sizes[0] // need[0], factor.sizes[1] // need[1]
     if factor.axis:
+        if rest[0] != rest[1] and rows[factor.axis].rate is None:
+            raise Unknown("reshapes in a way that cannot be followed")
         if rest[0] != rest[1]:
             raise NotLocal("splits the image into a fixed number of parts")
         rows[factor.axis] = rows[factor.axis].derive(block(rest[0]), need)

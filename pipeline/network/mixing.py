@@ -6,7 +6,7 @@ Along channels they are local; along rows or columns they see the whole image.
 from __future__ import annotations
 
 from pipeline.network.layouts import Dimension, NotLocal, Tracked, Unknown, axes_of, broadcast, plain
-from pipeline.network.operations import Call, Outputs, rule
+from pipeline.network.operations import Call, Lost, Outputs, rule
 
 ATTENTION = "attention over the image: every place is compared with every other"
 
@@ -174,6 +174,30 @@ def attention(call: Call) -> Outputs:
         if call.get(name) is not None and not call.is_tracked(name):
             call.combined([result.arranged([*result.layout[:-1], ()])], [call.pair(name)])
     return [result, *[result.without([-1], keep=False)] * (call.outputs - 1)]
+
+
+@rule(
+    "_linalg_solve_ex", "linalg_inv_ex", "_linalg_det", "_linalg_slogdet", "linalg_cholesky_ex", "_linalg_eigh",
+    "_linalg_svd", "linalg_solve_triangular", "linalg_lu_factor_ex", "linalg_matrix_exp",
+)  # fmt: skip
+def matrices(call: Call) -> Outputs:
+    """Functions of a matrix in the last two dimensions, at each place, and of vectors with one dimension less."""
+    tensors = call.operands()[0]
+    if not tensors:
+        raise Lost
+    matrix = max(t.ndim for t in tensors)
+    counts = [2 if t.ndim == matrix else 1 for t in tensors]
+    if any(t.axes(range(-n, 0)) for t, n in zip(tensors, counts, strict=True)):
+        raise NotLocal("solves for all rows or columns of the image at once")
+    leading = broadcast([t.arranged(t.layout[:-n]) for t, n in zip(tensors, counts, strict=True)])
+    shapes = [call.shape(i) for i in range(call.outputs)]
+    return [leading.arranged([*leading.layout, *map(plain, s[leading.ndim :])]) for s in shapes]
+
+
+@rule("_linalg_check_errors")
+def check_errors(call: Call) -> Outputs:
+    """Raises for singular matrices, and has no result otherwise."""
+    return [None] * call.outputs
 
 
 @rule("cdist", "_cdist_forward", "_euclidean_dist")

@@ -2,7 +2,7 @@
 
 A rule gets a `Call`, the same operation in two captures of the network at different image sizes, and returns where
 rows and columns lie in its outputs and which input rows they need. To add an operation, write its rule in the file
-where it fits (sliding, arranging, mixing) under `@rule("name")`; tests/network/test_receptive_field.py measures it.
+where it fits (sliding, arranging, picking, mixing) under `@rule("name")`, and a network with it into tests/zoo.py.
 """
 
 from __future__ import annotations

@@ -66,7 +66,11 @@ def _acts_in_training(part: nn.Module) -> bool:
 
 
 def infer_channels(module: nn.Module) -> int | None:
-    """Input channels by the traced input, the normalisation or the first convolution; None where there is none."""
+    """Input channels by the traced input, the normalisation or the first convolution; None where there is none.
+
+    A convolution may see more, or other, channels than the image has, where pixels are shuffled into channels or
+    features are computed before it: what does not run with its number is tried with others.
+    """
     if isinstance(module, GraphModule):
         image = next((node.meta.get("val") for node in module.graph.nodes if node.op == "placeholder"), None)
         if isinstance(image, Tensor) and image.dim() == 4:
@@ -75,7 +79,10 @@ def infer_channels(module: nn.Module) -> int | None:
         if isinstance(part, Normalise) and part.get_buffer("factor").shape[1] > 1:
             return int(part.get_buffer("factor").shape[1])
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and part.in_channels > 0:  # 0: lazy, not seen an input yet
-            return part.in_channels
+            first = part.in_channels
+            shuffled = [first // n**2 for n in (2, 3, 4) if first % n**2 == 0]
+            others = dict.fromkeys([first, *shuffled, 3, 1, 4])
+            return next((n for n in others if try_shapes(module, n) is not None), first)
     return None
 
 

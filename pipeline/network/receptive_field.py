@@ -26,7 +26,7 @@ from pipeline.tiling.geometry import ReceptiveField
 UNITS = (32, 84, 48, 36, 60, 72, 112, 144)
 """Captures are made at multiples of the first, or of the others where the network insists on strides of 3, 5, 7."""
 MULTIPLES = (2, 4, 7, 18)
-FIXED = (224, 256, 384, 512)
+FIXED = (224, 256, 96, 128, 192, 384, 512)
 """Sizes that networks of a fixed input size tend to want."""
 LARGEST_ALIGNMENT = 4096
 
