@@ -7,7 +7,6 @@ import os
 import threading
 from collections.abc import Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,7 @@ HALO_PART = 16
 def open_image(
     source: Any, *, axes: str | None = None, level: int = 0, channels: int | None = None, time: int = 0
 ) -> Image:
-    """Open an image, reading only its metadata: a path, or a NumPy or dask array.
+    """Open an image, reading only its metadata: a path, or a NumPy, dask or Zarr array.
 
     `axes` names the source's axes where its metadata do not or are wrong, for instance "YXC"; `level` picks a
     resolution, 0 the finest; `time` the time where there are several. `channels`, what the network takes, serves
@@ -62,7 +61,7 @@ class Image:
         self._original: Source = open_source(source, **options)
         self._source = self._original
         self._scratch: scratch.Scratch | None = None
-        self._scratch_path: Path | None = None
+        self._copy: scratch.Copy | None = None
         self._cache = ChunkCache(CACHE_BYTES)
         self._lock = threading.RLock()
         self._identity: str | None = None
@@ -116,7 +115,7 @@ class Image:
 
     @property
     def _chunk_shape(self) -> Index:
-        waits = self._source is self._original and scratch.is_needed(self._original, self.cache_bytes)
+        waits = self._copy is None and scratch.is_needed(self._original, self.cache_bytes)
         return scratch.chunk_of(self._original) if waits else self._source.chunk
 
     @property
@@ -169,14 +168,16 @@ class Image:
     def prepare(self) -> Source:
         """Copies the image to scratch where its layout would have every read decode far more than it needs."""
         with self._lock:
-            if self._source is self._original and scratch.is_needed(self._original, self.cache_bytes):
-                self._scratch = scratch.copy(self._original, self._meta.name or "the image")
-                self._use_copy(self._scratch.path)
+            if self._copy is None and scratch.is_needed(self._original, self.cache_bytes):
+                self._source = self._copied().open()
             return self._source
 
-    def _use_copy(self, folder: Path) -> None:
-        self._scratch_path = folder
-        self._source = scratch.open_copy(folder, self._original.metadata)
+    def _copied(self) -> scratch.Copy:
+        """The copy in scratch, made if it is not there yet."""
+        if self._copy is None:
+            self._scratch = scratch.copy(self._original, self._meta.name or "the image")
+            self._copy = scratch.Copy(self._scratch.path, self._meta)
+        return self._copy
 
     def _gather(self, source: Source, picked: list[int], plane: int, region: Region) -> np.ndarray:
         """Copies the region out of the chunks that it touches."""
@@ -224,8 +225,16 @@ class Image:
         return self._identity
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self.prepare()
-        return _reopen, (self._source_given, self._options, self._identity, self.cache_bytes, self._scratch_path)
+        """Opens itself anew elsewhere: from its copy, if there is one, which this process keeps and removes."""
+        with self._lock:
+            self.prepare()
+            if scratch.is_heavy(self._original):
+                self._copied()
+            source = self._source_given
+            if self._copy is not None:
+                self.identity()  # which cannot be told from the copy
+                source = self._copy
+            return _reopen, (source, self._options, self._identity, self.cache_bytes)
 
     def close(self) -> None:
         """Closes files and forgets chunks."""
@@ -246,10 +255,8 @@ class Image:
         return f"<Image {self._meta.name!r} {self.shape} {self.dtype}>"
 
 
-def _reopen(source: Any, options: dict[str, Any], identity: str | None, cache_bytes: int, copied: Path | None) -> Image:
+def _reopen(source: Any, options: dict[str, Any], identity: str | None, cache_bytes: int) -> Image:
     image = Image(source, options)
-    if copied is not None:
-        image._use_copy(copied)
     image._identity = identity
     image.cache_bytes = cache_bytes
     return image

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.storage import scratch
 from pipeline.storage.arrays import ArraySource, DaskSource, open_npy
 from pipeline.storage.source import Source
 
@@ -20,13 +21,19 @@ SAMPLES = 64
 def open_source(source: Any, *, axes: str | None, level: int, channels: int | None, time: int) -> Source:
     if isinstance(source, str):
         return _open_path(Path(source), axes, level, channels, time)
+    if isinstance(source, scratch.Copy):
+        return source.open()
     if level != 0:
         raise ValueError(f"an array has no level {level}")
+    if type(source).__module__.partition(".")[0] == "zarr":
+        from pipeline.storage.zarrs import open_array
+
+        return open_array(source, axes, channels, time)
     if hasattr(source, "dask") and hasattr(source, "chunks"):
         return DaskSource(source, axes, channels, time)
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
         return ArraySource(np.asarray(source), axes, channels, time)
-    raise ValueError(f"an image is a path, a NumPy array or a dask array, not {type(source).__name__}")
+    raise ValueError(f"an image is a path, a NumPy, dask or Zarr array, not {type(source).__name__}")
 
 
 def _open_path(path: Path, axes: str | None, level: int, channels: int | None, time: int) -> Source:

@@ -1,4 +1,5 @@
-"""A copy of an image in small chunks, for layouts that would decode far more than each read needs."""
+"""A copy of an image in small chunks: for layouts that would decode far more than each read needs, and for arrays
+in memory that several processes are to read."""
 
 from __future__ import annotations
 
@@ -10,14 +11,18 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
+from zarr.storage import MemoryStore
 
+from pipeline.storage.arrays import ArraySource, DaskSource, MappedSource
 from pipeline.storage.source import Direct, Index, Metadata, Source, Streamed
 from pipeline.storage.zarrs import ZarrSource
 from pipeline.tiling.grid import largest_divisor
@@ -32,6 +37,8 @@ SIDE = 512
 """Side of the copy's chunks."""
 LARGE = 16 << 20
 """Bytes of a chunk beyond which it is decoded piece by piece, where that can be done."""
+HEAVY = 16 << 20
+"""Bytes of an array beyond which it goes to other processes through a copy on disk."""
 PREFIX = "pipeline-scratch-"
 
 
@@ -45,6 +52,25 @@ def is_needed(source: Source, cache_bytes: int) -> bool:
         touched *= min(size, -(-min(size, READ) // chunk) * chunk)
         wanted *= min(size, READ)
     return touched > cache_bytes and touched > WASTE * wanted
+
+
+def is_heavy(source: Source) -> bool:
+    """Whether an image that lives in memory would fill that of every process that it is sent to."""
+    if isinstance(source, MappedSource):
+        return False
+    if isinstance(source, ArraySource):
+        return source.array.nbytes > HEAVY
+    if isinstance(source, ZarrSource):
+        return isinstance(source.array.store, MemoryStore) and source.array.nbytes > HEAVY
+    return isinstance(source, DaskSource) and _pickled(source.array) > HEAVY
+
+
+def _pickled(array: Any) -> int:
+    """Bytes that the graph of a dask array travels in; as good as endless where it cannot travel."""
+    try:
+        return len(cloudpickle.dumps(array))
+    except Exception:  # whatever is in the caller's graph
+        return 1 << 62
 
 
 def chunk_of(source: Source) -> Index:
@@ -99,10 +125,13 @@ def copy(source: Source, what: str) -> Scratch:
     size = math.prod(source.shape) * source.dtype.itemsize
     scratch = Scratch(size)
     y, x = source.chunk[2:]
+    if is_heavy(source):
+        why = "is in memory, where the workers cannot see it"
+    else:
+        why = f"is stored in pieces of {y} x {x} pixels, each of which would be decoded again for every tile"
     log.warning(
-        "%s is stored in pieces of %d x %d pixels, each of which would be decoded again for every tile: "
-        "copying it once to %s (%.1f GB before compression; removed at the end)",
-        what, y, x, scratch.path, size / 1e9,
+        "%s %s: copying it once to %s (%.1f GB before compression; removed at the end)",
+        what, why, scratch.path, size / 1e9,
     )  # fmt: skip
     try:
         _write(source, scratch.path)
@@ -159,10 +188,16 @@ def _gathered(blocks: Iterator[np.ndarray], height: int) -> Iterator[np.ndarray]
         yield np.concatenate(held, axis=2)
 
 
-def open_copy(folder: Path, metadata: Metadata) -> ZarrSource:
-    """The copy as a source with the metadata of what it copies."""
-    array: Any = zarr.open_array(str(folder / "image"), mode="r")
-    kept = (metadata.axes, metadata.volumetric)
-    source = ZarrSource(array, None, "CZYX", metadata, folder)
-    metadata.axes, metadata.volumetric = kept
-    return source
+@dataclass(frozen=True)
+class Copy:
+    """A copy that another process made, with the metadata of what it copies."""
+
+    folder: Path
+    metadata: Metadata
+
+    def open(self) -> ZarrSource:
+        array: Any = zarr.open_array(str(self.folder / "image"), mode="r")
+        metadata = replace(self.metadata)
+        source = ZarrSource(array, None, "CZYX", metadata, self.folder)
+        metadata.axes, metadata.volumetric = self.metadata.axes, self.metadata.volumetric
+        return source

@@ -35,6 +35,14 @@ def open_zarr(path: Path, axes: str | None, level: int, channels: int | None, ti
         raise ValueError(f"{path}: not a readable Zarr image: {type(error).__name__}: {one_line(error)}") from error
 
 
+def open_array(array: Any, axes: str | None, channels: int | None, time: int = 0) -> ZarrSource:
+    """A Zarr array from Python, read where it is stored. Raises ValueError for a group."""
+    if not isinstance(array, zarr.Array):
+        raise ValueError(f"an image is a Zarr array, not {type(array).__name__}: name one within it")
+    where = Path(str(array.store_path))
+    return ZarrSource(array, axes, _named(array), Metadata("zarr", "", where.stem), where, channels, time)
+
+
 def _open(node: Any, path: Path, axes: str | None, level: int, channels: int | None, time: int) -> ZarrSource:
     if isinstance(node, zarr.Array):
         if level != 0:
