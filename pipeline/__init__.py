@@ -29,6 +29,7 @@ __all__ = [
     "open_image",
     "plan",
     "predict",
+    "predict_lazy",
     "receptive_field",
     "verify",
 ]
@@ -85,6 +86,20 @@ def predict(image: Any, net: Any = None, output: str | os.PathLike[str] = "", **
     from pipeline import api
 
     return api.predict(image, net, output, **options)
+
+
+def predict_lazy(array: Any, net: Any = None, **options: Any) -> Any:
+    """The network's logits (k, y', x') for a dask array (c, y, x), as a dask array; nothing is computed until asked.
+
+    Equal to the whole-image forward pass whatever the chunks; the result has chunks like the array's, or of
+    `tile=(y, x)` input pixels each. Options and defaults: tile=None, memory="2GB" (what one task may use),
+    precision="float32", device="cpu", and channels, scale, mean, std, key, reach as in `predict`. The network is
+    taken as it is now. Warns where chunks smaller than the halo are taken together. Raises ValueError for what the
+    caller can mend.
+    """
+    from pipeline import api
+
+    return api.predict_lazy(array, net, **options)
 
 
 def extend(array: np.ndarray, net: Any = None) -> np.ndarray:

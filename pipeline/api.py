@@ -26,7 +26,8 @@ from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
 from pipeline.worker import Job, extend_to
 
-__all__ = ["Report", "Result", "TilesFailed", "convert", "extend", "plan", "predict", "receptive_field", "verify"]
+__all__ = ["Report", "Result", "TilesFailed", "convert", "extend", "plan", "predict", "predict_lazy", "receptive_field",
+           "verify"]  # fmt: skip
 
 LEDGER = "ledger"
 
@@ -96,6 +97,20 @@ def plan(image: Any, net: Any = None, output: str | os.PathLike[str] = "", **giv
     analysis = planning.Analysis(_network(net, asked), asked)
     with _open(image, analysis.channels, asked) as opened:
         return planning.plan_image(opened, analysis, asked)
+
+
+LAZY = {"tile", "memory", "precision", "device", "reach", "channels", "scale", "mean", "std", "key"}
+"""Options of `predict` that `predict_lazy` has too."""
+
+
+def predict_lazy(array: Any, net: Any = None, **given: Any) -> Any:
+    """See `pipeline.predict_lazy`."""
+    if unknown := given.keys() - LAZY:
+        raise ValueError(f"unknown option {min(unknown)!r}; predict_lazy has {', '.join(sorted(LAZY))}")
+    from pipeline import lazy
+
+    asked = options(**{"device": "cpu", **given})
+    return lazy.predict_lazy(array, planning.Analysis(_network(net, asked), asked))
 
 
 def convert(

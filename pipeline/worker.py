@@ -125,14 +125,10 @@ class Model:
         pixels = self.image.read(inside, plane, channels)
         return extend_to(pixels, read.shape)
 
-    @torch.inference_mode()
     def logits(self, pixels: np.ndarray) -> torch.Tensor:
         """(k, h', w') logits of the network on (c, h, w) stored values."""
         assert self.module is not None
-        values = np.ascontiguousarray(pixels, dtype=np.float64 if self.dtype is torch.float64 else np.float32)
-        batch = torch.from_numpy(values)[None].to(self.device, self.dtype)
-        logits: torch.Tensor = self.module(batch)[0]
-        return logits if self.dtype is torch.float64 else logits.float()
+        return forward(self.module, pixels, self.dtype, self.device)
 
     def blended(self, tile: Tile) -> torch.Tensor:
         """(k, h, w) weighted average of the logits of all windows that touch the core."""
@@ -149,6 +145,15 @@ class Model:
     def _with_axes(self, values: np.ndarray) -> np.ndarray:
         """(c, y, x) or (y, x) with the output's own axes."""
         return values[..., None, :, :] if "z" in self.plan.layout.axes else values
+
+
+@torch.inference_mode()
+def forward(module: torch.nn.Module, pixels: np.ndarray, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """(k, h', w') logits, float32 or float64, of a module of that dtype on (c, h, w) stored values."""
+    values = np.ascontiguousarray(pixels, dtype=np.float64 if dtype is torch.float64 else np.float32)
+    batch = torch.from_numpy(values)[None].to(device, dtype)
+    logits: torch.Tensor = module(batch)[0]
+    return logits if dtype is torch.float64 else logits.float()
 
 
 def extend_to(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
