@@ -10,13 +10,14 @@ PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraint
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint clean
+.PHONY: help venv demo test lint bench-networks clean
 
 help:
 	@echo 'make demo    install into $(VENV), draw an 8192 x 8192 slide, predict its nuclei, verify the result'
 	@echo 'make test    everything that must pass: lint, types, tests, coverage'
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make venv    only install, for development'
+	@echo 'make bench-networks   networks of other libraries, in .bench: benchmarks/networks.md (half an hour)'
 	@echo 'make clean   remove what the others made, $(VENV) too'
 
 $(VENV)/python.stamp:
@@ -62,7 +63,19 @@ test: lint
 	@$(WARM) || $(WARM)
 	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=90
 
+# What the libraries of networks import, beside what the package itself does.
+NETWORKS_NEED := huggingface-hub tqdm einops kornia-rs torch-einops-utils colorlog scikit-image natsort
+
+.bench/networks.stamp: pyproject.toml constraints.txt benchmarks/networks.txt
+	$(PYTHON) -m venv .bench
+	.bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . $(NETWORKS_NEED)
+	.bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/networks.txt
+	@touch $@
+
+bench-networks: .bench/networks.stamp
+	OMP_NUM_THREADS=1 .bench/bin/python -m benchmarks.networks
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -rf big.tif big.zarr big.preview.png
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -153,8 +153,8 @@ def receptive_field(net: Any, shape: tuple[int, int, int] | None = None) -> Rece
 
 def extend(array: np.ndarray, net: Any = None) -> np.ndarray:
     """See `pipeline.extend`."""
-    array = np.asarray(array)
-    field = receptive_field(net)
+    array, network = np.asarray(array), load_network(net)
+    field = derive(network.module, network.channels or array.shape[0])
     return extend_to(array, field.extended(array.shape[-2], array.shape[-1]))
 
 

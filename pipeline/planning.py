@@ -34,12 +34,13 @@ class Analysis:
     def __init__(self, network: Network, options: Options, source: Any = None) -> None:
         self.network, self.options, self.source = network, options, source
         self.device = str(choose_device(options.device))
-        if network.channels is None:
+        channels = network.channels or len(options.channels or ())
+        if not channels:
             raise ValueError(
                 f"network {network.name}: the number of channels it takes cannot be told from it; "
-                "give it a network folder's card (network.json) with channels"
+                "say which of the image's it gets, for instance --channels 0,1,2"
             )
-        self.channels = network.channels
+        self.channels = channels
         self.field = self._field()
         self.classes = self._classes()
 

@@ -315,6 +315,16 @@ def test_reach_declares_an_unknown_operation_by_hand(tmp_path: Path) -> None:
     np.testing.assert_allclose(result.array[:], expected, atol=1e-5)
 
 
+def test_a_network_without_weights_takes_the_channels_that_are_picked(tmp_path: Path) -> None:
+    net = nn.MaxPool2d(3, 1, 1)
+    image = np.random.default_rng(0).random((3, 61, 67), dtype=np.float32)
+    with pytest.raises(ValueError, match="--channels 0,1,2"):
+        pipeline.predict(image, net, tmp_path / "a", kind="logits", workers=1)
+    result = pipeline.predict(image, net, tmp_path / "a", kind="logits", workers=1, channels=(2, 0), tile=(32, 32))
+    whole = net(torch.from_numpy(pipeline.extend(image[[2, 0]], net))[None])[0]
+    assert np.array_equal(result.array[:], whole.numpy())
+
+
 def test_an_output_names_its_network_by_path(big: Path, tmp_path: Path) -> None:
     program = torch.export.export(nn.Conv2d(3, 2, 3, padding=1).eval(), (torch.zeros(1, 3, 32, 32),))
     torch.export.save(program, tmp_path / "net.pt2")
