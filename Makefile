@@ -61,7 +61,7 @@ lint: $(VENV)/dev.stamp
 
 test: lint
 	@$(WARM) || $(WARM)
-	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=90
+	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --dist loadgroup --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=90
 
 # What the libraries of networks import, beside what the package itself does.
 NETWORKS_NEED := huggingface-hub tqdm einops kornia-rs torch-einops-utils colorlog scikit-image natsort

@@ -49,9 +49,9 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 @contextmanager
 def progress(label: str) -> Iterator[Callable[[Any], None]]:
-    """A function that shows a Progress: a bar on a terminal, else a line every 10 seconds."""
+    """A function that shows a Progress: a bar on a terminal, else a line at once and every 10 seconds."""
     if not sys.stderr.isatty():
-        last = [time.monotonic()]
+        last = [-LOG_EVERY]
 
         def log(p: Any) -> None:
             if time.monotonic() - last[0] >= LOG_EVERY:

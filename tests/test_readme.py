@@ -22,7 +22,8 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
-SHOWN_ONLY = {"text", "yaml"}
+SHOWN_ONLY = {"text", "yaml", "console"}
+"""Of these, tests/test_jobs.py runs `console`: it needs a Ray cluster."""
 
 
 def blocks(document: Path) -> list[tuple[int, str, str]]:
