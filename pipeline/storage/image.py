@@ -24,7 +24,7 @@ log = logging.getLogger("pipeline")
 CACHE_BYTES = 64 << 20
 """Decoded chunks that an image remembers: a row of tiles of 2048 rows, 8192 RGB pixels wide."""
 HALO_PART = 16
-"""A halo is taken to be no more than this part of a read: reads of usual size are cheap that way."""
+"""A halo is taken to be no more than this part of a read: only what tiles to come share is kept with care."""
 
 
 def open_image(
@@ -197,7 +197,7 @@ class Image:
                 chunk = self._chunk(source, (group, z, y, x))
                 for i, c in members:
                     out[i, to_y, to_x] = chunk[c, within, from_y, from_x]
-                if _is_inside(rows, y * n_y, n_y) and _is_inside(columns, x * n_x, n_x):
+                if _is_spent(rows, y * n_y, n_y) and _is_spent(columns, x * n_x, n_x):
                     self._cache.spend((group, z, y, x))
         return out
 
@@ -268,7 +268,6 @@ def _overlap(start: int, stop: int, origin: int, size: int) -> tuple[slice, slic
     return slice(low - start, high - start), slice(low - origin, high - origin)
 
 
-def _is_inside(read: Interval, origin: int, size: int) -> bool:
-    """Whether a chunk is too far within the read for a neighbour's halo to reach it."""
-    halo = read.size // HALO_PART
-    return read.start + halo <= origin and origin + size <= read.stop - halo
+def _is_spent(read: Interval, origin: int, size: int) -> bool:
+    """Whether the next read along the axis, which begins two halos before this one ends, is beyond the chunk."""
+    return origin + size <= read.stop - 2 * (read.size // HALO_PART)
