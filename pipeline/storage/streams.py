@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import copy
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import imagecodecs
 import numpy as np
+
+if sys.version_info >= (3, 14):
+    from compression.zstd import ZstdDecompressor
+else:
+    from backports.zstd import ZstdDecompressor
 
 PIECE = 1 << 20
 """Bytes that are taken in or handed out at once, about."""
@@ -30,7 +36,16 @@ def deflate(data: memoryview) -> Iterator[bytes]:
 
 def xz(data: memoryview) -> Iterator[bytes]:
     """LZMA2 streams (compression 34925)."""
-    decoder = lzma.LZMADecompressor()
+    return _drained(lzma.LZMADecompressor(), data)
+
+
+def zstd(data: memoryview) -> Iterator[bytes]:
+    """Zstandard frames (compressions 50000 and 34926)."""
+    return _drained(ZstdDecompressor(), data)
+
+
+def _drained(decoder: Any, data: memoryview) -> Iterator[bytes]:
+    """What a decoder with the interface of lzma's makes of the data, a piece at a time."""
     for start in range(0, len(data), PIECE):
         if decoder.eof:
             return
@@ -118,6 +133,8 @@ DECODERS: dict[int, Callable[[memoryview], Iterator[bytes]]] = {
     32946: deflate,
     32773: packbits,
     34925: xz,
+    34926: zstd,
+    50000: zstd,
 }
 """By the number of a TIFF file's compression."""
 

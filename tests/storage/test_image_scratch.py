@@ -133,3 +133,38 @@ def test_streams_equal_whole_decoding(name: str, encode: Any) -> None:
     ):
         pieces = list(getattr(streams, name)(memoryview(encode(data))))
         assert b"".join(pieces) == data
+
+
+@pytest.mark.parametrize(("samples", "dtype"), [(1, "u1"), (2, "u1"), (3, "u1"), (4, "u1"), (1, "u2"), (3, "u2")])
+def test_a_large_png_is_decoded_in_bands(tmp_path: Path, samples: int, dtype: str) -> None:
+    rows, columns = np.indices((901, 77))
+    array = (rows * 300 + columns * columns)[..., None] // (1 + np.arange(samples)) % np.iinfo(dtype).max
+    array = array.astype(dtype)
+    array[100:150] = RNG.integers(0, np.iinfo(dtype).max, (50, 77, samples), dtype)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(array.squeeze(), level=6))
+    image = open_image(tmp_path / "a.png")
+    image.cache_bytes = 1 << 12
+    bands = list(image._original.stream((0, 0, 0, 0)))  # type: ignore[attr-defined]
+    assert len(bands) > 4 and sum(band.shape[2] for band in bands) == 901
+    assert np.array_equal(image.read(Region.of(3, 901, 5, 77)), np.moveaxis(array[3:, 5:], -1, 0))
+
+
+def test_a_png_that_ends_early_is_named(tmp_path: Path) -> None:
+    png = imagecodecs.png_encode(RNG.integers(0, 255, (901, 77, 3), np.uint8))
+    (tmp_path / "a.png").write_bytes(png[: len(png) // 2])
+    image = open_image(tmp_path / "a.png")
+    image.cache_bytes = 1 << 12
+    with pytest.raises(ImageReadError, match=r"a\.png: ends after \d+ of 901 rows"):
+        image.read(Region.of(0, 5, 0, 5))
+
+
+@pytest.mark.parametrize("mode", ["P", "1"])
+def test_a_png_with_a_palette_is_decoded_whole(tmp_path: Path, mode: str) -> None:
+    from PIL import Image as Pillow
+
+    drawn = Pillow.fromarray(RNG.integers(0, 255, (300, 80, 3), np.uint8)).convert(mode)
+    drawn.save(tmp_path / "a.png")
+    image = open_image(tmp_path / "a.png")
+    image.cache_bytes = 1 << 12
+    expected = np.asarray(drawn.convert("RGB" if mode == "P" else "L"))
+    assert np.array_equal(image.read(Region.of(0, 300, 0, 80)), np.moveaxis(np.atleast_3d(expected), -1, 0))
