@@ -18,7 +18,7 @@ from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
 from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
-from pipeline.running import Progress, Run, default_workers, drive
+from pipeline.running import Place, Progress, Run, default_workers, drive
 from pipeline.stitching.ledger import Ledger, Lock
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.output import create, is_ours, open_output, remove_contents
@@ -256,12 +256,12 @@ def _work(
         if not all(run.finished for run in runs):
             job = Job(
                 [run.image for run in runs],
-                [str(run.output.path) for run in runs],
+                [os.path.abspath(run.output.path) for run in runs],
                 analysis.network if analysis else None,
                 analysis.device if analysis else "cpu",
             )
-            need = max(run.plan.memory for run in runs)
-            drive(job, runs, workers=asked.workers or default_workers(need), own_process=own_process, report=report)
+            place = Place(asked.engine, asked.workers, own_process, asked.worker_cpus, asked.worker_gpus, asked.address)
+            drive(job, runs, place, report=report)
         return [Result(str(r.output.path), r.plan, r.resumed, r.failures) for r in runs]
     finally:
         torch.set_num_threads(threads)

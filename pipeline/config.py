@@ -36,8 +36,11 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["mask", "probability", "logits"] | None = None
-    engine: Literal["local"] = "local"
+    engine: Literal["local", "ray"] = "local"
     workers: Annotated[int, Field(ge=1)] | None = None
+    worker_cpus: Annotated[float, Field(gt=0)] = 1
+    worker_gpus: Annotated[float, Field(ge=0)] = 0
+    address: str | None = None
     memory: Bytes = 2_000_000_000
     tile: tuple[int, int] | None = None
     precision: Literal["float32", "float64", "bfloat16", "float16"] | None = None

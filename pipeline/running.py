@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 
 from pipeline.engines import local
+from pipeline.engines.units import Failure, Outcome
 from pipeline.stitching import preview
 from pipeline.stitching.ledger import Ledger, Lock
 from pipeline.storage.disk import OutputError
@@ -77,7 +78,22 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-def drive(job: Job, runs: Sequence[Run], *, workers: int, own_process: bool, report: Report | None) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where the work of a run is done."""
+
+    engine: str = "local"
+    workers: int | None = None
+    """None: as many as this machine carries, or the cluster holds."""
+    own_process: bool = False
+    """Local: worker processes also where one worker would do."""
+    cpus: float = 1
+    gpus: float = 0
+    address: str | None = None
+    """Ray: what a worker asks for, and the cluster's head."""
+
+
+def drive(job: Job, runs: Sequence[Run], place: Place, *, report: Report | None) -> None:
     """Do all missing units of the runs; failures are kept with their run, the rest finishes.
 
     Raises OutputError where the disk does not take the output; what is done stays done.
@@ -86,17 +102,10 @@ def drive(job: Job, runs: Sequence[Run], *, workers: int, own_process: bool, rep
     tiles = sum(run.plan.tiles for run in runs)
     done = sum(len(range(run.plan.tiles)) - len(run.missing(range(run.plan.tiles))) for run in runs)
     pixels = 0
-    results: Iterator[tuple[Any, Any]] = local.run(
-        partial(cast(Any, start), job),
-        _stages(runs),
-        workers=workers,
-        own_process=own_process,
-        fatal=lambda error: isinstance(error, OutputError | MemoryError),
-    )
-    for item, result in results:
-        number, first, stop = item
+    for item, result in _results(job, runs, place):
+        number, first, stop = cast(Item, item)
         run = runs[number]
-        if isinstance(result, local.Failure):
+        if isinstance(result, Failure):
             run.failures.append(_named(run, first, result))
         else:
             for unit, records in zip(range(first, stop), result, strict=True):
@@ -110,6 +119,31 @@ def drive(job: Job, runs: Sequence[Run], *, workers: int, own_process: bool, rep
     for run in runs:
         if run.finished:
             write_preview(run)
+
+
+def _results(job: Job, runs: Sequence[Run], place: Place) -> Iterator[Outcome]:
+    """What the engine that was asked for yields."""
+    begin = partial(cast(Any, start), job)
+    here = place.workers or default_workers(max(run.plan.memory for run in runs))
+    if place.engine == "local":
+        return local.run(begin, _stages(runs), workers=here, own_process=place.own_process, fatal=_is_fatal)
+    from pipeline.engines import on_ray
+
+    return on_ray.run(
+        begin,
+        _stages(runs),
+        workers=place.workers,
+        here=here,
+        fatal=_is_fatal,
+        name=f"infer {Path(job.outputs[0]).name}" + (f" and {len(runs) - 1} more" if len(runs) > 1 else ""),
+        cpus=place.cpus,
+        gpus=place.gpus,
+        address=place.address,
+    )
+
+
+def _is_fatal(error: BaseException) -> bool:
+    return isinstance(error, OutputError | MemoryError)
 
 
 def _stages(runs: Sequence[Run]) -> Iterator[Iterator[Item]]:
@@ -134,7 +168,7 @@ def _items(number: int, run: Run, level: int) -> Iterator[Item]:
         yield number, unit, unit + 1
 
 
-def _named(run: Run, unit: int, failure: local.Failure) -> str:
+def _named(run: Run, unit: int, failure: Failure) -> str:
     """One line: which tile failed, where it lies, and why."""
     if unit < run.plan.tiles:
         core = run.plan.grid.tile(unit).core

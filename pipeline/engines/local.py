@@ -17,19 +17,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cloudpickle
 
-Unit = int | tuple[int, ...]
-Work = Callable[[Unit], Any]
+from pipeline.engines.units import THREADS, Outcome, Unit, Units, Work, describe
 
-THREADS = [f"{library}_NUM_THREADS" for library in ("OMP", "MKL", "OPENBLAS", "NUMEXPR")] + ["VECLIB_MAXIMUM_THREADS"]
 PROGRAM = Path(__file__).with_name("worker_process.py")
 POLL = 0.5
 """Seconds after which workers that say nothing are looked at: a death shows at once unless a fork of it lives on."""
@@ -37,17 +34,6 @@ LEAVE = 10.0
 """Seconds that a worker without work may take to end."""
 TERMINATE = 1.0
 """Seconds from SIGTERM to SIGKILL."""
-
-
-class Failure(NamedTuple):
-    """Why a unit has no result."""
-
-    message: str
-    """One line."""
-    error: str
-    """Class name of the exception; empty where the worker died."""
-    died: bool
-    """True where the unit's worker died each time that it was tried."""
 
 
 def run(
@@ -58,7 +44,7 @@ def run(
     retries: int = 2,
     own_process: bool,
     fatal: Callable[[BaseException], bool] = lambda error: False,
-) -> Iterator[tuple[Unit, Any | Failure]]:
+) -> Iterator[Outcome]:
     """Yields every unit of every stage once, with what `work` returned for it or the Failure that it met.
 
     `start` is called once in each worker and returns `work`. A stage begins when all units of the previous one were
@@ -69,11 +55,12 @@ def run(
 
     Raises what `start` raised; what a unit raised where `fatal` says so; RuntimeError where workers die at the start.
     """
-    assert workers >= 1 and retries >= 0
+    assert workers >= 1
+    units = Units(retries, fatal)
     if workers == 1 and not own_process:
-        yield from run_here(start, stages, retries, fatal)
+        yield from run_here(start, stages, units)
         return
-    pool = Pool(start, workers, retries, fatal)
+    pool = Pool(start, workers, units)
     orderly = False
     try:
         for stage in stages:
@@ -83,29 +70,21 @@ def run(
         pool.close(orderly)
 
 
-def run_here(
-    start: Callable[[], Work],
-    stages: Iterable[Iterable[Unit]],
-    retries: int,
-    fatal: Callable[[BaseException], bool],
-) -> Iterator[tuple[Unit, Any | Failure]]:
+def run_here(start: Callable[[], Work], stages: Iterable[Iterable[Unit]], units: Units) -> Iterator[Outcome]:
     """The same in the calling process, one unit after another."""
     work: Work | None = None
     for stage in stages:
-        for unit in stage:
+        source = iter(stage)
+        while units.refill(source, 1):
             work = work or start()
-            for attempt in range(retries + 1):
-                try:
-                    result = work(unit)
-                    break
-                except Exception as error:
-                    if fatal(error):
-                        raise
-                    name = type(error).__name__
-                    result = Failure(" ".join(str(error).split()) or name, name, died=False)
-                    if isinstance(error, ValueError) or attempt == retries:
-                        break
-            yield unit, result
+            (unit,) = units.take()
+            outcome: Outcome | None
+            try:
+                outcome = units.done(unit, work(unit))
+            except Exception as error:
+                outcome = units.raised(unit, error, *describe(error))
+            if outcome is not None:
+                yield outcome
 
 
 class Worker:
@@ -160,21 +139,17 @@ class Worker:
 class Pool:
     """Worker processes, started when there is work for them and replaced when they die."""
 
-    def __init__(
-        self, start: Callable[[], Work], workers: int, retries: int, fatal: Callable[[BaseException], bool]
-    ) -> None:
+    def __init__(self, start: Callable[[], Work], workers: int, units: Units) -> None:
         path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
         self.greeting = [pickle.dumps(path), cloudpickle.dumps(start)]
-        self.size, self.retries, self.fatal = workers, retries, fatal
+        self.size, self.units = workers, units
         self.workers: list[Worker] = []
-        self.backlog: deque[Unit] = deque()
-        self.failed: Counter[Unit] = Counter()
         self.deaths_at_start = 0
         self.lifeline, self.hold = os.pipe()
 
-    def run(self, units: Iterator[Unit]) -> Iterator[tuple[Unit, Any | Failure]]:
+    def run(self, source: Iterator[Unit]) -> Iterator[Outcome]:
         """One stage: yields until every unit has its result or Failure."""
-        while self.refill(units):
+        while self.units.refill(source, self.size) or any(worker.unit is not None for worker in self.workers):
             self.hire()
             self.hand_out()
             heard = wait([worker.connection for worker in self.workers], POLL)
@@ -187,20 +162,11 @@ class Pool:
                 if outcome is not None:
                     yield outcome
 
-    def refill(self, units: Iterator[Unit]) -> bool:
-        """Asks for units until there is one for each worker; False where nothing is left to do or to wait for."""
-        while len(self.backlog) < self.size:
-            unit = next(units, None)
-            if unit is None:
-                break
-            self.backlog.append(unit)
-        return bool(self.backlog) or any(worker.unit is not None for worker in self.workers)
-
     def hire(self) -> None:
         """Starts workers while there are units that no worker is free or about to be free for."""
         free = sum(worker.unit is None for worker in self.workers)
         new = []
-        for _ in range(min(self.size - len(self.workers), len(self.backlog) - free)):
+        for _ in range(min(self.size - len(self.workers), len(self.units.waiting) - free)):
             number = min(set(range(self.size)) - {worker.number for worker in self.workers})
             self.workers.append(Worker(number, self.lifeline))
             new.append(self.workers[-1])
@@ -210,10 +176,10 @@ class Pool:
 
     def hand_out(self) -> None:
         for worker in self.workers:
-            if self.backlog and worker.ready and worker.unit is None:
-                worker.give(self.backlog.popleft())
+            if self.units.waiting and worker.ready and worker.unit is None:
+                worker.give(*self.units.take())
 
-    def listen(self, worker: Worker, kind: str, content: Any) -> tuple[Unit, Any | Failure] | None:
+    def listen(self, worker: Worker, kind: str, content: Any) -> Outcome | None:
         """What a worker's message means for the caller, if anything yet."""
         if kind == "ready":
             worker.ready, self.deaths_at_start = True, 0
@@ -223,40 +189,22 @@ class Pool:
         unit, worker.unit = worker.unit, None
         assert unit is not None
         if kind == "done":
-            self.failed.pop(unit, None)
-            return unit, pickle.loads(content)
+            return self.units.done(unit, pickle.loads(content))
         name, text, packed = content
-        error = pickle.loads(packed)
-        if self.fatal(error):
-            raise error
-        if isinstance(error, ValueError):
-            return unit, Failure(text, name, died=False)
-        return self.again(unit, Failure(text, name, died=False))
+        return self.units.raised(unit, pickle.loads(packed), name, text)
 
-    def again(self, unit: Unit, failure: Failure) -> tuple[Unit, Failure] | None:
-        """Puts the unit behind those that wait, unless it was tried often enough."""
-        self.failed[unit] += 1
-        if self.failed[unit] > self.retries:
-            del self.failed[unit]
-            return unit, failure
-        self.backlog.append(unit)
-        return None
-
-    def bury(self, worker: Worker) -> tuple[Unit, Failure] | None:
+    def bury(self, worker: Worker) -> Outcome | None:
         """Lets go of a dead worker and charges the unit that it had."""
         self.workers.remove(worker)
         worker.connection.close()
         cause = worker.cause_of_death()
         if not worker.ready:
             self.deaths_at_start += 1
-            if self.deaths_at_start > self.retries:
+            if self.deaths_at_start > self.units.retries:
                 if not any(other.ready for other in self.workers):
                     raise RuntimeError(f"workers die at the start, {self.deaths_at_start} times in a row ({cause})")
                 self.size -= 1  # the machine carries fewer workers than were asked for
-        if worker.unit is None:
-            return None
-        times = self.failed[worker.unit] + 1
-        return self.again(worker.unit, Failure(f"its worker died, {times} times ({cause})", "", died=True))
+        return None if worker.unit is None else self.units.died([worker.unit], cause)
 
     def close(self, orderly: bool) -> None:
         """Ends all workers: those without work by themselves, the rest by SIGTERM and, a second later, SIGKILL."""

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -51,8 +52,18 @@ def pack_error(kind: str, error: BaseException) -> bytes:
     return pickle.dumps((kind, (name, text, packed)))
 
 
+def answer(work: Callable[[Any], Any], unit: Any) -> bytes:
+    """What becomes of one unit: ("done", its packed result) or ("error", ...)."""
+    import cloudpickle
+
+    try:
+        return pickle.dumps(("done", cloudpickle.dumps(work(unit))))
+    except BaseException as error:
+        return pack_error("error", error)
+
+
 def serve(connection: Connection) -> None:
-    """Answers each unit with ("done", its packed result) or ("error", ...) until told to stop or left alone."""
+    """Answers each unit until told to stop or left alone."""
     sys.path[:] = pickle.loads(connection.recv_bytes())
     import cloudpickle
 
@@ -63,12 +74,7 @@ def serve(connection: Connection) -> None:
         return
     connection.send_bytes(pickle.dumps(("ready", None)))
     while message := connection.recv_bytes():
-        unit: Any = pickle.loads(message)
-        try:
-            answer = pickle.dumps(("done", cloudpickle.dumps(work(unit))))
-        except BaseException as error:
-            answer = pack_error("error", error)
-        connection.send_bytes(answer)
+        connection.send_bytes(answer(work, pickle.loads(message)))
 
 
 def main(parent: int, socket: int, lifeline: int) -> None:

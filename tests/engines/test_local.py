@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from pipeline.engines import local
-from pipeline.engines.local import Failure, Unit, run
+from pipeline.engines.local import run
+from pipeline.engines.units import Failure, Unit
 
 MODES = [pytest.param(1, False, id="here"), pytest.param(1, True, id="process"), pytest.param(3, True, id="processes")]
 

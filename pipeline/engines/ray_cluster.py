@@ -1,0 +1,136 @@
+"""The cluster that the Ray engine works on: the one that is there or one of its own, what it holds and sees."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import cloudpickle
+import ray
+from ray.exceptions import AuthenticationError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+OBJECT_STORE = 200_000_000
+"""Bytes of the object store of a cluster of our own: what starts the workers goes through it, once."""
+REACH = 5.0
+"""Seconds in which a cluster's head must accept a connection; Ray itself would try for many minutes."""
+EXAMINE = 120.0
+"""Seconds in which each node must have examined what it sees; the first import on a cold disk is slow."""
+
+
+@contextmanager
+def connected(address: str | None, cpus: float, gpus: float) -> Iterator[None]:
+    """In the cluster that this process is in already, else in the named one (RAY_ADDRESS too), else in one of its own.
+
+    What was joined is left again, and only what was started is stopped. Raises ValueError where no cluster answers.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        if address == "local":
+            _start(cpus, gpus)
+        else:
+            _join(address)
+        if main:
+            signal.signal(signal.SIGTERM, handler)  # ray.init puts its own in its place
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(cpus: float, gpus: float) -> None:
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run`, workers would install all anew
+    ray.init(
+        address="local",
+        num_cpus=math.ceil(cpus),
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+
+
+def _join(address: str) -> None:
+    if address != "auto":
+        host, _, port = address.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), REACH).close()
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"no Ray cluster answers at {address!r} ({error}): give HOST:PORT of its head, or auto on a node of it"
+            ) from None
+    try:
+        ray.init(address=address, logging_level="ERROR")
+    except ConnectionError as error:
+        raise ValueError(f"no Ray cluster answers at {address!r}: {' '.join(str(error).split())}") from None
+    except AuthenticationError:
+        raise ValueError(
+            f"the Ray cluster at {address!r} asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH where "
+            "it is not ~/.ray/auth_token"
+        ) from None
+
+
+def capacity(needs: dict[str, float]) -> int:
+    """Workers that the nodes of the cluster hold. Raises ValueError where it can never hold one."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    held = sum(room(node["Resources"], needs) for node in nodes)
+    if not held:
+        there = ", ".join(f"{most(node['Resources'])}" for node in nodes)
+        raise ValueError(
+            f"a worker asks for {most(needs)}, and no node of the cluster has that (there is: {there}): "
+            "ask for less with --worker-cpus and --worker-gpus, or add nodes"
+        )
+    return held
+
+
+def room(resources: dict[str, float], needs: dict[str, float]) -> int:
+    """Workers that a node holds."""
+    return min(int(resources.get(name, 0) / amount) for name, amount in needs.items() if amount)
+
+
+def most(resources: dict[str, float]) -> str:
+    """CPUs and GPUs in words."""
+    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+
+
+def examine(check: bytes) -> str | None:
+    """What `check` objects to on this node, with the node's name, if anything."""
+    objection = cloudpickle.loads(check)()
+    return objection and f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}): {objection}"
+
+
+def preflight(check: bytes, needs: dict[str, float]) -> set[str]:
+    """Nodes on which `check` has nothing to object; it runs once on each that could hold a worker, save this one.
+
+    Raises ValueError that names the node where it has.
+    """
+    this = ray.get_runtime_context().get_node_id()
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and room(node["Resources"], needs)}
+    task = ray.remote(num_cpus=0, max_retries=1)(examine)
+    asked = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(check): node
+        for node in nodes
+        if node != this
+    }
+    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=EXAMINE) if asked else ([], [])
+    for reference in late:
+        raise ValueError(f"node {nodes[asked[reference]]['NodeManagerHostname']} did not answer within {EXAMINE:g} s")
+    for reference in ready:
+        try:
+            objection = ray.get(reference)
+        except RayError as error:
+            if nodes[asked[reference]]["Alive"]:
+                first = str(error).strip().splitlines()[-1]
+                objection = f"node {nodes[asked[reference]]['NodeManagerHostname']} cannot run the workers: {first}"
+        if objection:
+            raise ValueError(objection)
+    return {this, *asked.values()}
