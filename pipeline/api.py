@@ -20,8 +20,9 @@ from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, Run, default_workers, drive
 from pipeline.stitching.ledger import Ledger, Lock
+from pipeline.storage.disk import writing
 from pipeline.storage.image import Image, open_image
-from pipeline.storage.output import create, is_ours, open_output, remove_contents
+from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
 from pipeline.worker import Job, extend_to
@@ -118,6 +119,8 @@ def convert(
 ) -> Result:
     """See `pipeline.convert`."""
     asked = options(**given)
+    if not os.fspath(output):
+        raise ValueError("say where the copy goes: output='big.ome.zarr'")
     run = _begin(image, os.fspath(output), None, asked)
     return _work([run], None, asked, report, False)[0]
 
@@ -187,49 +190,66 @@ def _open(image: Any, channels: int | None, asked: Options) -> Image:
 
 
 def _begin(image: Any, output: str, analysis: planning.Analysis | None, asked: Options) -> Run:
-    """Open the image; make its output, or find what an earlier run left of it."""
+    """Open the image; make its output, or find what an earlier run left of it.
+
+    All that can be refused is refused before anything is made or removed; from then on the lock is held.
+    """
     opened = _open(image, analysis.channels if analysis else None, asked)
     opened.cache_bytes = planning.cache_bytes(asked)
     path = Path(output)
-    if isinstance(image, str | os.PathLike) and path.exists() and os.path.samefile(path, image):
-        raise ValueError(f"the output {output} is the image itself: give another name with -o")
-    lock = Lock(path / LEDGER) if is_ours(path) else None
+    _spare(image, path)
+    ours = is_ours(path)
+    plan = None if ours and not asked.overwrite else planning.plan_any(opened, analysis, asked)
+    if plan is not None and not ours:
+        check_free(path, plan.layout)
+    lock = Lock(path / LEDGER)
     try:
-        return _run(path, image, opened, analysis, asked, lock)
+        if is_ours(path):
+            if not asked.overwrite:
+                return _resume(path, opened, analysis, asked, lock)
+            (path / LEDGER / "ledger.txt").unlink(missing_ok=True)
+            remove_contents(path, keep=(LEDGER,))
+        plan = plan or planning.plan_any(opened, analysis, asked)
+        target = create(path, plan.layout, attributes=describing.attributes(plan, image, opened, analysis, asked),
+                        **describing.placing(plan, opened, analysis), among_others=ours)  # fmt: skip
+        return Run(opened, target, plan, Ledger.open(path / LEDGER, plan.fingerprint, plan.units, lock=lock), lock)
     except BaseException:
-        if lock is not None:
-            lock.release()
+        lock.release()
         raise
 
 
-def _run(
-    path: Path, image: Any, opened: Image, analysis: planning.Analysis | None, asked: Options, lock: Lock | None
-) -> Run:
-    """The run that goes on with what is there, or begins anew."""
-    if lock is not None:
-        if asked.overwrite:
-            (path / LEDGER / "ledger.txt").unlink(missing_ok=True)
-            remove_contents(path, keep=(LEDGER,))
-        else:
-            target = open_output(path)
-            stored = Plan.from_json(target.attributes["plan"])
-            planning.check_stored(stored, opened, analysis, asked, str(path))
-            target.restore()
-            ledger = Ledger.open(path / LEDGER, stored.fingerprint, stored.units, lock=lock)
-            run = Run(opened, target, stored, ledger, lock)
-            run.check()
-            return run
-    plan = planning.plan_image(opened, analysis, asked) if analysis else planning.plan_copy(opened)
-    target = create(path, plan.layout, attributes=describing.attributes(plan, image, opened, analysis, asked),
-                    **describing.placing(plan, opened, analysis), among_others=lock is not None)  # fmt: skip
-    return Run(opened, target, plan, Ledger.open(path / LEDGER, plan.fingerprint, plan.units, lock=lock), lock)
+def _resume(path: Path, opened: Image, analysis: planning.Analysis | None, asked: Options, lock: Lock) -> Run:
+    """The run that goes on with what is there."""
+    target = open_output(path)
+    stored = Plan.from_json(target.attributes["plan"])
+    planning.check_stored(stored, opened, analysis, asked, str(path))
+    target.restore()
+    run = Run(opened, target, stored, Ledger.open(path / LEDGER, stored.fingerprint, stored.units, lock=lock), lock)
+    run.check()
+    return run
+
+
+def _spare(image: Any, output: Path) -> None:
+    """Raises ValueError where the image is the output or lies in it, by whatever path."""
+    if not isinstance(image, str | os.PathLike) or not os.path.exists(output):
+        return
+    source = Path(os.path.realpath(image))
+    if os.path.samefile(output, source):
+        raise ValueError(f"the output {output} is the image itself: give another name with -o")
+    if any(os.path.samefile(output, folder) for folder in source.parents):
+        raise ValueError(f"the image {os.fspath(image)} lies in the output {output}: give another name with -o")
 
 
 def _begin_all(
     images: list[Any], folder: Path, analysis: planning.Analysis, asked: Options
 ) -> tuple[list[Run], list[str]]:
     """A run for each image that opens, and a line for each that does not."""
-    folder.mkdir(exist_ok=True)
+    if is_ours(folder) or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"{folder} is no folder, but several images need one for their outputs: give another name")
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"folder {folder.parent} of the outputs does not exist: create it first")
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
     runs, lost, taken = [], [], set[str]()
     for number, image in enumerate(images):
         name = Path(image).name.split(".")[0] if isinstance(image, str | os.PathLike) else f"image-{number}"
@@ -253,7 +273,7 @@ def _work(
     """Do what is missing; the results, with failures in them. Nothing of the caller's torch is changed."""
     threads = torch.get_num_threads()
     try:
-        if not all(run.finished for run in runs):
+        if not all(run.settled for run in runs):
             job = Job(
                 [run.image for run in runs],
                 [os.path.abspath(run.output.path) for run in runs],
@@ -270,9 +290,9 @@ def _work(
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """Paths that shell-like patterns stand for; what is a file already is taken at its word."""
+    """Paths that shell-like patterns stand for, each once; what is a file already is taken at its word."""
     found: list[str] = []
     for pattern in patterns:
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         found += matches or [pattern]
-    return found
+    return list(dict.fromkeys(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -26,25 +27,33 @@ def run(main: Callable[[], int]) -> NoReturn:
     """Run a command: 2 for what the user can mend, 1 for the rest, 130 and 143 after SIGINT and SIGTERM."""
 
     def ended(*_: Any) -> NoReturn:
+        os.write(2, b"ended: the same command continues\n")
         raise SystemExit(143)
 
     signal.signal(signal.SIGTERM, ended)
     try:
         status = main()
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("interrupted: the same command continues", file=sys.stderr)
         status = 130
-    except (ValueError, FileNotFoundError, PermissionError, MemoryError) as error:
-        print(
-            f"error: {' '.join(str(error).split()) or 'out of memory: give a smaller --tile or --memory'}",
-            file=sys.stderr,
-        )
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         status = 2
     except RuntimeError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         status = 1
     sys.stdout.flush()
     raise SystemExit(status)
+
+
+def one_line(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory: give fewer --workers, or begin anew with a smaller --memory and --overwrite"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextmanager

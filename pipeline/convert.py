@@ -23,8 +23,10 @@ def main() -> int:
         result = api.convert(image, output, report=report, **given)
     if result.failures:
         raise RuntimeError(f"{output}: " + "; ".join(result.failures))
-    done = "finished already, nothing to do" if result.resumed == result.plan.units else "done"
-    print(f"{output}: {done}: {result.plan.units} shards, {len(result.plan.layout.shapes)} levels")
+    units = result.plan.units
+    done = "finished already, nothing to do" if result.resumed == units else "done"
+    before = f", {result.resumed} of {units} units were done before" if 0 < result.resumed < units else ""
+    print(f"{output}: {done}: {units} shards, {len(result.plan.layout.shapes)} levels{before}")
     return 0
 
 

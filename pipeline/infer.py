@@ -11,14 +11,17 @@ from typing import Any
 from pipeline.commands import Parser, predict, run
 
 
-def numbers(kind: type[int] | type[float]) -> Callable[[str], tuple[float, ...]]:
+def numbers(kind: type[int] | type[float], count: int = 0) -> Callable[[str], tuple[float, ...]]:
     """A parser of numbers with commas between them."""
 
     def parse(text: str) -> tuple[float, ...]:
         try:
-            return tuple(kind(part) for part in text.split(","))
+            found = tuple(kind(part) for part in text.split(","))
+            if count in (0, len(found)):
+                return found
+            raise ValueError(f"{len(found)} numbers")
         except ValueError:
-            what = "whole numbers" if kind is int else "numbers"
+            what = ("two " if count == 2 else "") + ("whole numbers" if kind is int else "numbers")
             raise ArgumentTypeError(f"{text!r} is not {what} with commas between them, such as 512,512") from None
 
     return parse
@@ -27,7 +30,7 @@ def numbers(kind: type[int] | type[float]) -> Callable[[str], tuple[float, ...]]
 def parse() -> dict[str, Any]:
     p = Parser(prog="python -m pipeline.infer", description=__doc__)
     p.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or patterns such as 'photos/*.jpg'")
-    p.add_argument("-o", "--output", help="the output; a folder where there are several images")
+    p.add_argument("-o", "--output", help="the output; a folder where there are several images, or FOLDER/")
     p.add_argument("--network", help="a .pt2 file, a network folder or a built-in's name (default: nuclei)")
     p.add_argument("--kind", choices=("mask", "probability", "logits"), help="what is stored (default: mask)")
     p.add_argument("--engine", choices=("local", "ray"), help="where work runs (default: local)")
@@ -36,7 +39,7 @@ def parse() -> dict[str, Any]:
     p.add_argument("--worker-gpus", type=float, metavar="N", help="GPUs that a Ray actor asks for (default: 0)")
     p.add_argument("--address", help="HOST:PORT of a Ray cluster's head, or auto (default: RAY_ADDRESS, else our own)")
     p.add_argument("--memory", help="what one worker may use, such as 2GB (default)")
-    p.add_argument("--tile", type=numbers(int), metavar="Y,X", help="core of a tile in pixels")
+    p.add_argument("--tile", type=numbers(int, 2), metavar="Y,X", help="core of a tile in pixels")
     p.add_argument("--channels", type=numbers(int), metavar="0,1,2", help="channels of the image, in order")
     for name in ("scale", "mean", "std"):
         p.add_argument(f"--{name}", type=numbers(float), help="(value * scale - mean) / std, where no card says it")
@@ -67,7 +70,9 @@ def main() -> int:
         return 0
     if len(images) > 1 and output is None:
         raise ValueError(f"{len(images)} images need a folder for their outputs: -o FOLDER")
-    return predict(images, output or default_output(images[0]), net, folder=len(images) > 1, verify=verify, given=given)
+    folder = len(images) > 1 or ((output or "").endswith("/") and not (output or "").endswith(".zarr/"))
+    target = default_output(images[0]) if output is None else output
+    return predict(images, target, net, folder=folder, verify=verify, given=given)
 
 
 def default_output(image: str) -> str:

@@ -110,6 +110,11 @@ def pick_channels(image: Image, wanted: int, options: Options, name: str) -> lis
     return None
 
 
+def plan_any(image: Image, analysis: Analysis | None, options: Options) -> Plan:
+    """The plan of a prediction, or of a copy where there is no network."""
+    return plan_copy(image) if analysis is None else plan_image(image, analysis, options)
+
+
 def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
     """The plan for one image. Raises ValueError for all that the user can mend."""
     network, field = analysis.network, analysis.field

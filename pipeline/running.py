@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,11 +20,13 @@ from pipeline.engines import local
 from pipeline.engines.units import Failure, Outcome
 from pipeline.stitching import preview
 from pipeline.stitching.ledger import Ledger, Lock
-from pipeline.storage.disk import OutputError
+from pipeline.storage.disk import OutputError, replace
 from pipeline.storage.image import Image
 from pipeline.storage.output import Output
 from pipeline.tiling.plan import Plan
 from pipeline.worker import THUMBNAILS, Item, Job, start
+
+log = logging.getLogger("pipeline")
 
 REPORT_EVERY = 0.2
 """Seconds between reports of progress."""
@@ -44,6 +49,11 @@ class Run:
     @property
     def finished(self) -> bool:
         return self.ledger.count == self.plan.units
+
+    @property
+    def settled(self) -> bool:
+        """Finished, and no preview is left to draw."""
+        return self.finished and not (Path(self.output.path) / THUMBNAILS).is_dir()
 
     def missing(self, units: range) -> list[int]:
         return [unit for unit in units if not self.ledger.done(unit)]
@@ -102,23 +112,27 @@ def drive(job: Job, runs: Sequence[Run], place: Place, *, report: Report | None)
     tiles = sum(run.plan.tiles for run in runs)
     done = sum(len(range(run.plan.tiles)) - len(run.missing(range(run.plan.tiles))) for run in runs)
     pixels = 0
-    for item, result in _results(job, runs, place):
-        number, first, stop = cast(Item, item)
-        run = runs[number]
-        if isinstance(result, Failure):
-            run.failures.append(_named(run, first, result))
-        else:
-            for unit, records in zip(range(first, stop), result, strict=True):
-                run.ledger.add(unit, records)
-        new = len(range(first, min(stop, run.plan.tiles)))
-        done += new
-        pixels += new * run.plan.core[0] * run.plan.core[1]
-        if report is not None and time.monotonic() - last > REPORT_EVERY:
-            last = time.monotonic()
-            report(Progress(tiles, done, pixels, sum(len(r.failures) for r in runs), last - began))
+    with closing(cast(Generator[Outcome, None, None], _results(job, runs, place))) as results:
+        for item, result in results:
+            number, first, stop = cast(Item, item)
+            run = runs[number]
+            if isinstance(result, Failure):
+                run.failures.append(_named(run, first, result))
+            else:
+                for unit, records in zip(range(first, stop), result, strict=True):
+                    run.ledger.add(unit, records)
+            new = len(range(first, min(stop, run.plan.tiles)))
+            done += new
+            pixels += new * run.plan.core[0] * run.plan.core[1]
+            if report is not None and time.monotonic() - last > REPORT_EVERY:
+                last = time.monotonic()
+                report(Progress(tiles, done, pixels, sum(len(r.failures) for r in runs), last - began))
     for run in runs:
         if run.finished:
-            write_preview(run)
+            try:
+                write_preview(run)
+            except OSError as error:
+                log.warning("%s is finished, but its preview cannot be written: %s", run.output.path, error)
 
 
 def _results(job: Job, runs: Sequence[Run], place: Place) -> Iterator[Outcome]:
@@ -180,7 +194,7 @@ def _named(run: Run, unit: int, failure: Failure) -> str:
 
 def preview_path(output: str | os.PathLike[str]) -> Path:
     """big.preview.png of big.zarr."""
-    path = Path(output)
+    path = Path(os.path.abspath(output))
     return path.with_name((path.name.removesuffix(".zarr") or path.name) + ".preview.png")
 
 
@@ -192,7 +206,10 @@ def write_preview(run: Run) -> None:
     factor = preview.factor(plan.size)
     rows, columns = (-(-n // factor) for n in plan.size)
     picture: np.ndarray | None = None
-    for path in folder.glob("*.npz"):
+    parts = list(folder.glob("*.npz"))
+    if len(parts) < plan.tiles // plan.planes and preview_path(run.output.path).exists():
+        parts = []  # lost tiles were done again, the picture shows all of them already
+    for path in parts:
         with np.load(path) as part:
             values = part["pixels"]
             if picture is None:
@@ -213,7 +230,9 @@ def write_preview(run: Run) -> None:
             classes=card.get("class_names") or (),
             eight_bit=plan.image["dtype"] == "uint8",
         )  # fmt: skip
-        page.save(preview_path(run.output.path))
+        content = io.BytesIO()
+        page.save(content, "PNG")
+        replace(preview_path(run.output.path), [content.getvalue()])
     shutil.rmtree(folder)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 
 from pipeline.network.loading import Network
 from pipeline.stitching import blending, preview, pyramid
+from pipeline.storage.disk import replace
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.output import Output, Record, open_output
 from pipeline.tiling.geometry import Interval, Region
@@ -96,9 +99,10 @@ class Worker:
         core = image_region(self.plan, tile.core)
         within = Region(core.y.shift(-tile.read.y.start), core.x.shift(-tile.read.x.start))
         thumbnail = preview.thumbnail(pixels[:3, *within.slices], core, preview.factor(self.plan.size))
-        folder = Path(self.output.path) / THUMBNAILS
-        folder.mkdir(exist_ok=True)
-        np.savez(folder / f"{unit}.npz", y=thumbnail[0], x=thumbnail[1], pixels=thumbnail[2])
+        content = io.BytesIO()
+        np.savez(content, y=thumbnail[0], x=thumbnail[1], pixels=thumbnail[2])
+        with suppress(OSError):  # a picture that cannot be drawn is no reason to lose a tile
+            replace(Path(self.output.path) / THUMBNAILS / f"{unit}.npz", [content.getvalue()])
 
 
 class Model:

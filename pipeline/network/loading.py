@@ -94,7 +94,7 @@ def load_network(
         module, card = from_program(net)
         card["name"] = "program"
     elif net is None or isinstance(net, str | os.PathLike):
-        module, card = _load(net or "nuclei")
+        module, card = _load("nuclei" if net is None else net)
     else:
         raise ValueError(f"{type(net).__name__} is no network: give a torch.nn.Module, a file or a name")
     channels = card.get("channels") or infer_channels(module)

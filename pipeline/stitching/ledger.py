@@ -45,14 +45,14 @@ class Lock:
     """Held by the one run that may write an output; the kernel releases it when the process dies."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Takes the lock, making the folder if need be.
+        """Takes the lock, making the folder, and the output's that it lies in, if need be.
 
         Raises LedgerError where another run holds it or the folder cannot be written.
         """
         self._file = -1
         path = Path(folder)
         with _writing(path):
-            path.mkdir(exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             with _writing(path):

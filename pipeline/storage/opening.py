@@ -45,6 +45,8 @@ def _open_path(path: Path, axes: str | None, level: int, channels: int | None, t
         if not is_zarr(path):
             raise ValueError(f"{path} is a folder, and no Zarr array or group")
         return open_zarr(path, axes, level, channels, time)
+    if not path.is_file() and not path.is_char_device():
+        raise ValueError(f"{path} is neither a file nor a folder")
     try:
         with path.open("rb") as file:
             start = file.read(16)

@@ -180,7 +180,7 @@ def create(
     Raises OutputError where the path is taken or cannot be written, FileNotFoundError where its folder is missing.
     """
     target = Path(path)
-    _check_free(target, layout, among_others)
+    check_free(target, layout, among_others)
     ours = {**attributes, "layout": layout.to_json(), "fill": fill}
     output = Output(target, ours)
     description = Description(
@@ -246,7 +246,8 @@ def remove_contents(path: str | os.PathLike[str], keep: Sequence[str] = ()) -> l
     return left
 
 
-def _check_free(target: Path, layout: Layout, among_others: bool) -> None:
+def check_free(target: Path, layout: Layout, among_others: bool = False) -> None:
+    """Raises what `create` would raise for this path, and touches nothing."""
     if not target.parent.is_dir():
         raise FileNotFoundError(f"folder {target.parent} of the output does not exist: create it first")
     if not os.path.lexists(target):

@@ -280,9 +280,10 @@ def test_machine_that_carries_one_worker_of_two_still_finishes(tmp_path: Path) -
     assert sorted(got) == [(n, n) for n in range(12)]
 
 
-def test_no_more_workers_than_units() -> None:
+def test_no_more_workers_than_units(tmp_path: Path) -> None:
     def work(unit: Unit) -> str:
-        time.sleep(0.3)
+        log(tmp_path, unit)
+        wait_for(lambda: len(logged(tmp_path)) == 2, 30)  # else the first worker that is ready does both
         return os.environ["PIPELINE_WORKER"]
 
     got = dict(run(lambda: work, [[1, 2]], workers=50, own_process=True, fatal=never))

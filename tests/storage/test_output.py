@@ -298,10 +298,11 @@ from pipeline.storage.output import open_output
 from pipeline.tiling.geometry import Interval
 output = open_output(sys.argv[1])
 pixels = np.random.default_rng(0).integers(0, 255, (256, 256)).astype("uint8")
-print("go", flush=True)
 n = 0
 while True:
     output.write(0, (Interval(0, 256), Interval(0, 256)), np.roll(pixels, n := n + 1))
+    if n == 1:
+        print("go", flush=True)
 """
 
 
