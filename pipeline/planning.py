@@ -33,7 +33,9 @@ class Analysis:
 
     def __init__(self, network: Network, options: Options, source: Any = None) -> None:
         self.network, self.options, self.source = network, options, source
-        self.device = str(choose_device(options.device))
+        # Where each worker is given a GPU, those count, and not what the driver's machine has.
+        theirs = options.engine == "ray" and options.worker_gpus > 0 and options.device != "cpu"
+        self.device = "cuda" if theirs else str(choose_device(options.device))
         channels = network.channels or len(options.channels or ())
         if not channels:
             raise ValueError(

@@ -8,8 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
+
+from pipeline.config import InferJob
+from pipeline.jobfile import load_job
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -151,3 +155,105 @@ def test_shared_memory_holds_the_object_store() -> None:
 def test_what_it_mounts_is_there() -> None:
     local = [path for path in CLUSTER["file_mounts"].values() if not path.startswith("~")]
     assert local and [path for path in local if not (ROOT / path).exists()] == []
+
+
+JOB = yaml.safe_load((ROOT / "docs" / "kuberay-rayjob.yaml").read_text())
+
+
+def group(required: str, **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object", "additionalProperties": False, "required": required.split(), "properties": properties,
+    }  # fmt: skip
+
+
+TEXT, WHOLE, FLAG = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
+TEXTS = {"type": "object", "additionalProperties": TEXT}
+CONTAINER = group(
+    "name image resources",
+    name=TEXT,
+    image=TEXT,
+    resources=group("requests limits", requests={"type": "object"}, limits={"type": "object"}),
+    volumeMounts={"type": "array", "items": group("name mountPath", name=TEXT, mountPath=TEXT)},
+)
+POD = group(
+    "containers",
+    restartPolicy={"enum": ["Always", "OnFailure", "Never"]},
+    serviceAccountName=TEXT,
+    tolerations={
+        "type": "array",
+        "items": group("key operator effect", key=TEXT, operator={"enum": ["Exists", "Equal"]},
+                       effect={"enum": ["NoSchedule", "PreferNoSchedule", "NoExecute"]}),
+    },
+    containers={"type": "array", "items": CONTAINER, "minItems": 1},
+    volumes={
+        "type": "array",
+        "items": group("name emptyDir", name=TEXT,
+                       emptyDir=group("", medium={"enum": ["", "Memory"]}, sizeLimit=TEXT)),
+    },
+)  # fmt: skip
+SCHEMA = group(
+    "apiVersion kind metadata spec",
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayJob"},
+    metadata=group("name", name={"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]{0,46}[a-z0-9])?$"}),
+    spec=group(
+        "entrypoint rayClusterSpec",
+        entrypoint=TEXT,
+        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
+        shutdownAfterJobFinishes=FLAG,
+        ttlSecondsAfterFinished=WHOLE,
+        backoffLimit=WHOLE,
+        activeDeadlineSeconds=WHOLE,
+        rayClusterSpec=group(
+            "headGroupSpec",
+            rayVersion=TEXT,
+            authOptions=group("mode", mode={"enum": ["disabled", "token"]}),
+            enableInTreeAutoscaling=FLAG,
+            autoscalerOptions=group("", version={"enum": ["v1", "v2"]}, idleTimeoutSeconds=WHOLE),
+            headGroupSpec=group("template", rayStartParams=TEXTS, template=group("spec", spec=POD)),
+            workerGroupSpecs={
+                "type": "array",
+                "items": group("groupName template maxReplicas minReplicas", groupName=TEXT, replicas=WHOLE,
+                               minReplicas=WHOLE, maxReplicas=WHOLE, rayStartParams=TEXTS,
+                               template=group("spec", spec=POD)),
+            },
+        ),
+    ),
+)  # fmt: skip
+"""Of KubeRay's definition of a RayJob (and Kubernetes' of a pod), what our manifest uses."""
+
+
+def test_kubernetes_would_take_the_job() -> None:
+    jsonschema.validate(JOB, SCHEMA)
+    spoiled = copy.deepcopy(JOB)
+    spoiled["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["maxReplica"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="maxReplica"):
+        jsonschema.validate(spoiled, SCHEMA)
+
+
+def test_the_kubernetes_job_is_the_same_cluster() -> None:
+    cluster = JOB["spec"]["rayClusterSpec"]
+    head, workers = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
+    pods = [g["template"]["spec"] for g in (head, *workers)]
+    assert cluster["rayVersion"] == pinned("ray") and cluster["authOptions"] == {"mode": "token"}
+    for pod in pods:
+        (container,) = pod["containers"]
+        assert f":{pinned('ray')}-" in container["image"]
+        assert container["resources"]["requests"] == container["resources"]["limits"]
+        assert {m["name"] for m in container["volumeMounts"]} == {v["name"] for v in pod["volumes"]}
+        assert pod["restartPolicy"] == "Never"  # autoscaler v2 replaces pods itself
+    assert head["rayStartParams"]["num-cpus"] == "0" and JOB["spec"]["shutdownAfterJobFinishes"]
+    assert all(g["minReplicas"] == 0 and g["replicas"] == 0 for g in workers)
+
+
+def test_the_kubernetes_job_runs_a_job_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    python, script, file, *overrides = JOB["spec"]["entrypoint"].split()
+    where = {path: ROOT / path.removeprefix("/home/ray/source/") for path in (script, file)}
+    assert python == "python" and where[script].is_file()
+    assert load_job(InferJob, where[file], overrides).worker_gpus == 1
+
+
+def test_documents_name_the_image_of_the_pinned_ray() -> None:
+    versions = re.findall(r"rayproject/ray:([\d.]+)-", (ROOT / "docs" / "cluster.md").read_text())
+    assert set(versions) == {pinned("ray")}

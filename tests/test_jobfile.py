@@ -5,11 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.config import InferJob
+from pipeline.config import InferJob, options
 from pipeline.jobfile import DataPath, load_job
+from pipeline.network.loading import load_network
+from pipeline.planning import Analysis
 
 ROOT = Path(__file__).parents[1]
 REQUIRED = ["image=big.tif", "output=big.zarr"]
@@ -47,6 +50,18 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the driver's machine has a GPU itself")
+def test_gpus_are_the_workers_not_the_drivers() -> None:
+    """A job for GPUs is begun by a driver on a head that has none."""
+    job = load_job(InferJob, ROOT / "jobs" / "infer-gpu.yaml", REQUIRED)
+    network = load_network("unet-tiny")
+    assert Analysis(network, options(**job.options())).device == "cuda"
+    assert Analysis(network, options(**job.options() | {"device": "auto"})).device == "cuda"
+    assert Analysis(network, options(**job.options() | {"device": "cpu"})).device == "cpu"
+    with pytest.raises(ValueError, match="this machine has no GPU"):
+        Analysis(network, options(device="cuda"))
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("jobs/infer*.yaml")), ids=lambda path: path.name)

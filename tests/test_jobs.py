@@ -49,7 +49,7 @@ def until(true: Callable[[], Any], seconds: float, what: str) -> Any:
     return value
 
 
-def in_readme(document: str = "README.md") -> str:
+def in_document(document: str) -> str:
     """What is to be typed into a terminal beside a cluster."""
     return "".join(re.findall(r"^```console\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL))
 
@@ -69,6 +69,7 @@ class Head:
 
     checkout: Path
     variables: dict[str, str]
+    started: subprocess.CompletedProcess[str] | None = None
 
     @property
     def address(self) -> str:
@@ -151,7 +152,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     }
     this = Head(checkout, variables)
     try:
-        this.readme = this.shell("set -e\n" + in_readme())
+        this.started = this.shell("set -e\n" + in_document("README.md"))
         this.variables["RAY_AUTH_MODE"] = "token"
         yield this
     finally:
@@ -163,11 +164,17 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 
 
 def test_the_readmes_commands_work(head: Head) -> None:
-    done = head.readme
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = head.started
+    assert done is not None and done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
     assert re.search(r"nuclei\.zarr: \d+ tiles?, mask", done.stdout)
     assert zarr.open_group(head.checkout / "nuclei.zarr")["0"][:].any()
+
+
+def test_the_commands_of_the_cluster_page_work(head: Head) -> None:
+    done = head.shell("set -e\n" + in_document("docs/cluster.md"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SUCCEEDED" in done.stdout and re.search(r"again\.zarr: \d+ tiles?, mask", done.stdout)
 
 
 def test_only_who_has_the_token_is_let_in(head: Head) -> None:
