@@ -280,7 +280,8 @@ def _work(
                 analysis.network if analysis else None,
                 analysis.device if analysis else "cpu",
             )
-            place = Place(asked.engine, asked.workers, own_process, asked.worker_cpus, asked.worker_gpus, asked.address)
+            address = asked.scheduler if asked.engine == "dask" else asked.address
+            place = Place(asked.engine, asked.workers, own_process, asked.worker_cpus, asked.worker_gpus, address)
             drive(job, runs, place, report=report)
         return [Result(str(r.output.path), r.plan, r.resumed, r.failures) for r in runs]
     finally:

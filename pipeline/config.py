@@ -36,11 +36,12 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["mask", "probability", "logits"] | None = None
-    engine: Literal["local", "ray"] = "local"
+    engine: Literal["local", "ray", "dask"] = "local"
     workers: Annotated[int, Field(ge=1)] | None = None
     worker_cpus: Annotated[float, Field(gt=0)] = 1
     worker_gpus: Annotated[float, Field(ge=0)] = 0
     address: str | None = None
+    scheduler: str | None = None
     memory: Bytes = 2_000_000_000
     tile: tuple[int, int] | None = None
     precision: Literal["float32", "float64", "bfloat16", "float16"] | None = None
@@ -70,6 +71,12 @@ class Options(BaseModel):
             elif isinstance(value, int | float) and name != "tile":
                 data[name] = (value,)
         return data
+
+    @model_validator(mode="after")
+    def _scheduler(self) -> Options:
+        if self.scheduler is not None and self.engine != "dask":
+            raise ValueError(f"scheduler {self.scheduler} is for engine dask, not {self.engine}")
+        return self
 
 
 def options(**given: Any) -> Options:

@@ -100,7 +100,7 @@ class Place:
     cpus: float = 1
     gpus: float = 0
     address: str | None = None
-    """Ray: what a worker asks for, and the cluster's head."""
+    """Ray: what a worker asks for, and the cluster's head. Dask: the scheduler."""
 
 
 def drive(job: Job, runs: Sequence[Run], place: Place, *, report: Report | None) -> None:
@@ -141,6 +141,10 @@ def _results(job: Job, runs: Sequence[Run], place: Place) -> Iterator[Outcome]:
     here = place.workers or default_workers(max(run.plan.memory for run in runs))
     if place.engine == "local":
         return local.run(begin, _stages(runs), workers=here, own_process=place.own_process, fatal=_is_fatal)
+    if place.engine == "dask":
+        from pipeline.engines import on_dask
+
+        return on_dask.run(begin, _stages(runs), workers=here, fatal=_is_fatal, scheduler=place.address)
     from pipeline.engines import on_ray
 
     return on_ray.run(

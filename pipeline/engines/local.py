@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -207,17 +207,22 @@ class Pool:
         return None if worker.unit is None else self.units.died([worker.unit], cause)
 
     def close(self, orderly: bool) -> None:
-        """Ends all workers: those without work by themselves, the rest by SIGTERM and, a second later, SIGKILL."""
-        for worker in self.workers:
-            worker.send(b"") if orderly else worker.process.terminate()
-        deadline = time.monotonic() + (LEAVE if orderly else TERMINATE)
-        for worker in self.workers:
-            try:
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
-            worker.connection.close()
+        """Ends all workers."""
+        end(self.workers, orderly)
         os.close(self.hold)
         os.close(self.lifeline)
         self.workers.clear()
+
+
+def end(workers: Sequence[Worker], orderly: bool) -> None:
+    """Ends those without work by themselves, the rest by SIGTERM and, a second later, SIGKILL."""
+    for worker in workers:
+        worker.send(b"") if orderly else worker.process.terminate()
+    deadline = time.monotonic() + (LEAVE if orderly else TERMINATE)
+    for worker in workers:
+        try:
+            worker.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            worker.process.kill()
+            worker.process.wait()
+        worker.connection.close()
