@@ -21,8 +21,9 @@ def numbers(kind: type[int] | type[float], count: int = 0) -> Callable[[str], tu
                 return found
             raise ValueError(f"{len(found)} numbers")
         except ValueError:
-            what = ("two " if count == 2 else "") + ("whole numbers" if kind is int else "numbers")
-            raise ArgumentTypeError(f"{text!r} is not {what} with commas between them, such as 512,512") from None
+            what = "whole numbers" if kind is int else "numbers"
+            example = "512,512" if kind is int else "0.5,0.5,0.5"
+            raise ArgumentTypeError(f"{text!r} is not {what} with commas between them, such as {example}") from None
 
     return parse
 
