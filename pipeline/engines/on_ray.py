@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,7 @@ import cloudpickle
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from pipeline.engines.ray_cluster import capacity, connected, examine, preflight
+from pipeline.engines.ray_cluster import connected, examine, no_room, preflight, view
 from pipeline.engines.units import THREADS, Outcome, Unit, Units, Work
 from pipeline.engines.worker_process import answer, pack_error
 
@@ -32,8 +33,10 @@ CALL = 1.0
 """Seconds that a call should take: far more than it costs, and little to do again."""
 LARGEST = 256
 """Units in a call at most, which bounds what is asked for ahead and what the driver holds."""
-LOOK = 5.0
-"""Seconds between two looks at how many workers the cluster holds."""
+LOOK = 2.0
+"""Seconds between two looks at the cluster, and for which nothing need be heard from any worker."""
+MORE = 8
+"""Workers that a small cluster with an autoscaler is asked for beyond those that it holds."""
 CAUSES = {
     "running low on memory": "its node ran out of memory",
     "its node has died": "its node died",
@@ -131,15 +134,16 @@ class Crew:
         check: Callable[[], str | None] | None,
     ) -> None:
         self.units, self.asked, self.needs, self.name = units, workers, needs, name
-        self.looked = time.monotonic()
-        self.size = capacity(needs) if workers is None else min(workers, workers * capacity(needs))
+        self.workers: list[Worker] = []
+        self.hired = 0
+        self.limit = sys.maxsize
+        """What the cluster was seen not to go beyond."""
+        self.look()
         self.check = None if check is None else cloudpickle.dumps(check)
         self.examined = preflight(self.check, needs) if self.check else set[str]()
         self.start = ray.put(cloudpickle.dumps(start))
         self.hand = ray.remote(num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_restarts=0)(Hand)
         self.namespace = f"pipeline-{uuid4().hex}"
-        self.workers: list[Worker] = []
-        self.hired = 0
         self.deaths_at_start = 0
         self.batch, self.depth = 1, 1
 
@@ -153,10 +157,26 @@ class Crew:
                 self.hand_out()
                 yield from outcomes
 
+    def look(self) -> None:
+        """Sees how many workers there can be now: as many as asked for, else what the cluster holds and may grow to."""
+        self.looked = time.monotonic()
+        seen = view(self.needs)
+        pending = [worker for worker in self.workers if not worker.ready]
+        hopeless = seen.refused >= len(pending) > 0 and not seen.coming if seen.grows else True
+        if not seen.held and hopeless and len(pending) == self.hired:
+            raise no_room(self.needs)
+        if seen.refused:
+            self.limit = max(seen.held, len(self.workers) - seen.refused, 1)
+        more = max(seen.held, MORE) if seen.grows else 0
+        self.size = min(self.limit, self.asked or max(seen.held + more, len(self.workers)))
+        for worker in pending[: max(0, len(self.workers) - self.size)]:
+            self.workers.remove(worker)
+            ray.kill(worker.actor)
+
     def hire(self) -> None:
         """Starts actors while there are units that no actor is free or about to be free for."""
-        if self.asked is None and time.monotonic() - self.looked > LOOK:
-            self.looked, self.size = time.monotonic(), max(len(self.workers), capacity(self.needs))
+        if time.monotonic() - self.looked > LOOK:
+            self.look()
         free = sum(not (worker.ready and worker.calls) for worker in self.workers)
         for _ in range(min(self.size - len(self.workers), len(self.units.waiting) - free)):
             self.hired += 1
@@ -227,7 +247,7 @@ class Crew:
             if self.deaths_at_start > self.units.retries:
                 if not any(other.ready for other in self.workers):
                     raise RuntimeError(f"workers die at the start, {self.deaths_at_start} times in a row ({cause})")
-                self.size -= 1  # the cluster carries fewer workers than were asked for
+                self.limit = self.size = len(self.workers)  # the cluster carries no more
             return []
         outcome = self.units.died(units, cause)
         return [] if outcome is None else [outcome]

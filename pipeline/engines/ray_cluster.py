@@ -9,9 +9,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import cloudpickle
 import ray
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.exceptions import AuthenticationError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -64,9 +66,9 @@ def _join(address: str) -> None:
         host, _, port = address.rpartition(":")
         try:
             socket.create_connection((host, int(port)), REACH).close()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError):
             raise ValueError(
-                f"no Ray cluster answers at {address!r} ({error}): give HOST:PORT of its head, or auto on a node of it"
+                f"no Ray cluster answers at {address!r}: give HOST:PORT of its head, or auto on a node of it"
             ) from None
     try:
         ray.init(address=address, logging_level="ERROR")
@@ -79,17 +81,38 @@ def _join(address: str) -> None:
         ) from None
 
 
-def capacity(needs: dict[str, float]) -> int:
-    """Workers that the nodes of the cluster hold. Raises ValueError where it can never hold one."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    held = sum(room(node["Resources"], needs) for node in nodes)
-    if not held:
-        there = ", ".join(f"{most(node['Resources'])}" for node in nodes)
-        raise ValueError(
-            f"a worker asks for {most(needs)}, and no node of the cluster has that (there is: {there}): "
-            "ask for less with --worker-cpus and --worker-gpus, or add nodes"
-        )
-    return held
+class View(NamedTuple):
+    """What a cluster has for workers of one kind."""
+
+    held: int
+    """Workers that its nodes hold, whatever else runs there."""
+    grows: bool
+    """Whether an autoscaler (v2) adds nodes when they are asked for."""
+    coming: bool
+    """Whether nodes are on their way."""
+    refused: int
+    """Workers that the autoscaler was asked for and has no node for."""
+
+
+def view(needs: dict[str, float]) -> View:
+    """The cluster as it is now."""
+    held = sum(room(node["Resources"], needs) for node in ray.nodes() if node["Alive"])
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(ray._private.worker.global_worker.gcs_client.get_cluster_status(timeout_s=REACH))
+    said = reply.autoscaling_state
+    shape = {name: amount for name, amount in needs.items() if amount}
+    refused = sum(dict(request.resources_bundle) == shape for request in said.infeasible_resource_requests)
+    coming = bool(said.pending_instance_requests or said.pending_instances)
+    return View(held, reply.HasField("autoscaling_state"), coming, refused)
+
+
+def no_room(needs: dict[str, float]) -> ValueError:
+    """Why no worker will ever run."""
+    there = "; ".join(sorted({in_words(node["Resources"]) for node in ray.nodes() if node["Alive"]}))
+    return ValueError(
+        f"a worker asks for {in_words(needs)}; no node has that (there are nodes of {there}) and none is to come: "
+        "ask for less with --worker-cpus and --worker-gpus, or add nodes"
+    )
 
 
 def room(resources: dict[str, float], needs: dict[str, float]) -> int:
@@ -97,9 +120,9 @@ def room(resources: dict[str, float], needs: dict[str, float]) -> int:
     return min(int(resources.get(name, 0) / amount) for name, amount in needs.items() if amount)
 
 
-def most(resources: dict[str, float]) -> str:
+def in_words(resources: dict[str, float]) -> str:
     """CPUs and GPUs in words."""
-    return f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+    return f"{resources.get('CPU', 0):g} CPU and {resources.get('GPU', 0):g} GPU"
 
 
 def examine(check: bytes) -> str | None:
