@@ -18,6 +18,7 @@ import numpy as np
 
 from pipeline.engines import local
 from pipeline.engines.units import Failure, Outcome
+from pipeline.preflight import preflight
 from pipeline.stitching import preview
 from pipeline.stitching.ledger import Ledger, Lock
 from pipeline.storage.disk import OutputError, replace
@@ -112,7 +113,7 @@ def drive(job: Job, runs: Sequence[Run], place: Place, *, report: Report | None)
     tiles = sum(run.plan.tiles for run in runs)
     done = sum(len(range(run.plan.tiles)) - len(run.missing(range(run.plan.tiles))) for run in runs)
     pixels = 0
-    with closing(cast(Generator[Outcome, None, None], _results(job, runs, place))) as results:
+    with closing(_results(job, runs, place)) as results:
         for item, result in results:
             number, first, stop = cast(Item, item)
             run = runs[number]
@@ -135,29 +136,33 @@ def drive(job: Job, runs: Sequence[Run], place: Place, *, report: Report | None)
                 log.warning("%s is finished, but its preview cannot be written: %s", run.output.path, error)
 
 
-def _results(job: Job, runs: Sequence[Run], place: Place) -> Iterator[Outcome]:
+def _results(job: Job, runs: Sequence[Run], place: Place) -> Generator[Outcome, None, None]:
     """What the engine that was asked for yields."""
     begin = partial(cast(Any, start), job)
     here = place.workers or default_workers(max(run.plan.memory for run in runs))
     if place.engine == "local":
-        return local.run(begin, _stages(runs), workers=here, own_process=place.own_process, fatal=_is_fatal)
+        yield from local.run(begin, _stages(runs), workers=here, own_process=place.own_process, fatal=_is_fatal)
+        return
     if place.engine == "dask":
         from pipeline.engines import on_dask
 
-        return on_dask.run(begin, _stages(runs), workers=here, fatal=_is_fatal, scheduler=place.address)
+        yield from on_dask.run(begin, _stages(runs), workers=here, fatal=_is_fatal, scheduler=place.address)
+        return
     from pipeline.engines import on_ray
 
-    return on_ray.run(
-        begin,
-        _stages(runs),
-        workers=place.workers,
-        here=here,
-        fatal=_is_fatal,
-        name=f"infer {Path(job.outputs[0]).name}" + (f" and {len(runs) - 1} more" if len(runs) > 1 else ""),
-        cpus=place.cpus,
-        gpus=place.gpus,
-        address=place.address,
-    )
+    with closing(preflight(job.images, job.outputs)) as check:
+        yield from on_ray.run(
+            begin,
+            _stages(runs),
+            workers=place.workers,
+            here=here,
+            fatal=_is_fatal,
+            name=f"infer {Path(job.outputs[0]).name}" + (f" and {len(runs) - 1} more" if len(runs) > 1 else ""),
+            cpus=place.cpus,
+            gpus=place.gpus,
+            address=place.address,
+            check=check,
+        )
 
 
 def _is_fatal(error: BaseException) -> bool:

@@ -17,6 +17,8 @@ from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.exceptions import AuthenticationError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.engines.units import describe
+
 OBJECT_STORE = 200_000_000
 """Bytes of the object store of a cluster of our own: what starts the workers goes through it, once."""
 REACH = 5.0
@@ -127,7 +129,10 @@ def in_words(resources: dict[str, float]) -> str:
 
 def examine(check: bytes) -> str | None:
     """What `check` objects to on this node, with the node's name, if anything."""
-    objection = cloudpickle.loads(check)()
+    try:
+        objection = cloudpickle.loads(check)()
+    except Exception as error:  # whatever opening a file there may raise
+        objection = describe(error)[1]
     return objection and f"node {socket.gethostname()} ({ray.util.get_node_ip_address()}): {objection}"
 
 

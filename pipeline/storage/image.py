@@ -224,6 +224,13 @@ class Image:
                 self._identity = "sha256:" + identity(self._original)
         return self._identity
 
+    def is_same(self) -> bool:
+        """Whether what lies here is what was identified where this image was opened first."""
+        if self._identity is None or isinstance(self._source_given, scratch.Copy):
+            return True
+        with self._lock:
+            return self._identity == "sha256:" + identity(self._original)
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Opens itself anew elsewhere: from its copy, if there is one, which this process keeps and removes."""
         with self._lock:

@@ -1,0 +1,52 @@
+"""Whether another machine sees what a run reads and writes: asked of every node before anything starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+from pipeline.storage.image import Image
+
+TOKEN = "token"
+"""File in an output's ledger folder that holds a number of this run's own, so that no copy can be taken for it."""
+MOST = 32
+"""Images and outputs that are looked at, evenly among more of them."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a node must see, and a call that says what it does not. Made where the run is started."""
+
+    images: Sequence[Image]
+    outputs: Sequence[str]
+    number: str
+
+    def __call__(self) -> str | None:
+        """One line on what is wrong here, if anything. An image that cannot be opened raises when this is unpickled."""
+        for image in self.images:
+            if not image.is_same():
+                return f"{image} is not the image of that name where the run was started"
+        for output in self.outputs:
+            token = Path(output) / "ledger" / TOKEN
+            if not token.is_file() or token.read_text() != self.number:
+                return f"the output {output} is not seen: give a folder that all nodes share"
+            if not os.access(output, os.W_OK):
+                return f"the output {output} cannot be written"
+        return None
+
+    def close(self) -> None:
+        for output in self.outputs:
+            (Path(output) / "ledger" / TOKEN).unlink(missing_ok=True)
+
+
+def preflight(images: Sequence[Image], outputs: Sequence[str]) -> Preflight:
+    """Leaves a token in the outputs that are folders."""
+    number = uuid4().hex
+    step = -(-len(images) // MOST)
+    folders = [output for output in outputs if "://" not in output][::step]
+    for output in folders:
+        (Path(output) / "ledger" / TOKEN).write_text(number)
+    return Preflight(images[::step], folders, number)
