@@ -2,106 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shlex
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
 import tifffile
 import zarr
 
+from tests.ray_head import Head, free_ports, prepared, until
+
 ROOT = Path(__file__).parents[1]
-PROGRAMS = Path(sys.executable).parent
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
-def until(true: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first value of `true()` that is one."""
-    end = time.monotonic() + seconds
-    while not (value := true()):
-        assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        time.sleep(0.2)
-    return value
 
 
 def in_document(document: str) -> str:
     """What is to be typed into a terminal beside a cluster."""
     return "".join(re.findall(r"^```console\n(.*?)^```$", (ROOT / document).read_text(), re.MULTILINE | re.DOTALL))
-
-
-RAY = """#!/bin/sh
-# `ray start --head` as typed, on ports and in folders of our own, and so that one process ends it all.
-[ "$1 $2" = "start --head" ] || exec {ray} "$@"
-{ray} "$@" {options} --block > {home}/head.log 2>&1 &
-echo $! > {home}/head.pid
-for _ in $(seq 600); do {ray} job list > /dev/null 2>&1 && exit; kill -0 $! || exit 1; sleep 0.2; done; exit 1
-"""
-
-
-@dataclass
-class Head:
-    """A head of this machine alone, and a checkout to submit from."""
-
-    checkout: Path
-    variables: dict[str, str]
-    started: subprocess.CompletedProcess[str] | None = None
-
-    @property
-    def address(self) -> str:
-        return self.variables["RAY_API_SERVER_ADDRESS"]
-
-    def shell(self, command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["bash", "-uc", command], cwd=self.checkout, env=self.variables | variables,
-            capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
-
-    def ask(self, path: str, token: str | None = None, **body: Any) -> Any:
-        """The dashboard's answer, which the `ray` commands show as well, without their 3 seconds of start-up."""
-        mine = (Path(self.variables["HOME"]) / ".ray" / "auth_token").read_text().strip()
-        headers = {"Authorization": f"Bearer {mine if token is None else token}", "Content-Type": "application/json"}
-        data = json.dumps(body).encode() if body else None
-        with urlopen(Request(self.address + path, data, headers), timeout=60) as answer:
-            return json.loads(answer.read())
-
-    def submit(self, *words: str) -> str:
-        """Submit from the checkout and do not wait."""
-        command = shlex.join(["ray", "job", "submit", "--no-wait", "--working-dir", ".", "--", "python", *words])
-        done = self.shell(command)
-        assert done.returncode == 0, done.stderr
-        return re.findall(r"raysubmit_\w+", done.stdout)[0]
-
-    def ended(self, job: str, seconds: float = 120) -> Any:
-        until(lambda: self.ask(f"/api/jobs/{job}")["status"] not in ("PENDING", "RUNNING"), seconds, job)
-        return self.ask(f"/api/jobs/{job}")
-
-    def logs(self, job: str) -> str:
-        return str(self.ask(f"/api/jobs/{job}/logs")["logs"])
 
 
 def spots(size: int, seed: int) -> np.ndarray:
@@ -126,41 +47,16 @@ def draw(path: Path, size: int, corrupt: bool = False) -> Path:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """Started as the README says; ended by its process id."""
-    home = tmp_path_factory.mktemp("home")
-    checkout = tmp_path_factory.mktemp("checkout")
-    for name in ("jobs", "pipeline", ".rayignore", ".gitignore", "pyproject.toml"):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, checkout / name)
-    draw(checkout / "big.tif", 300)
-    gcs, dashboard, client, agent = free_ports(4)
-    temporary = Path("/tmp") / f"ray-{os.getpid()}"  # sockets lie in it, whose paths must be short
-    options = (
-        f"--port={gcs} --dashboard-port={dashboard} --ray-client-server-port={client} "
-        f"--dashboard-agent-listen-port={agent} --node-ip-address=127.0.0.1 --num-cpus=4 "
-        f"--object-store-memory=100000000 --temp-dir={temporary} --disable-usage-stats"
-    )
-    (home / "programs").mkdir()
-    program = home / "programs" / "ray"
-    program.write_text(RAY.format(ray=PROGRAMS / "ray", options=options, home=home))
-    program.chmod(0o755)
-    unset = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "PYTHONPATH")
-    variables = {k: v for k, v in os.environ.items() if k not in unset} | {
-        "HOME": str(home),
-        "PATH": os.pathsep.join([str(home / "programs"), str(PROGRAMS), os.environ["PATH"]]),
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-    }
-    this = Head(checkout, variables)
-    try:
-        this.started = this.shell("set -e\n" + in_document("README.md"))
-        this.variables["RAY_AUTH_MODE"] = "token"
-        yield this
-    finally:
-        if (home / "head.pid").exists():
-            pid = int((home / "head.pid").read_text())
-            os.kill(pid, signal.SIGTERM)
-            until(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text(), 60, "end")
-        shutil.rmtree(temporary, ignore_errors=True)
+    """Started as the README says, in a checkout with an image in it."""
+    (port,) = free_ports(1)
+    with prepared(tmp_path_factory.mktemp("jobs"), port, num_cpus=4) as head:
+        for name in ("jobs", "pipeline", ".rayignore", ".gitignore", "pyproject.toml"):
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, head.checkout / name)
+        draw(head.checkout / "big.tif", 300)
+        head.started = head.shell("set -e\n" + in_document("README.md"))
+        head.variables["RAY_AUTH_MODE"] = "token"
+        yield head
 
 
 def test_the_readmes_commands_work(head: Head) -> None:
@@ -174,7 +70,7 @@ def test_the_readmes_commands_work(head: Head) -> None:
 def test_the_commands_of_the_cluster_page_work(head: Head) -> None:
     done = head.shell("set -e\n" + in_document("docs/cluster.md"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "SUCCEEDED" in done.stdout and re.search(r"again\.zarr: \d+ tiles?, mask", done.stdout)
+    assert "succeeded" in done.stdout and re.search(r"again\.zarr: \d+ tiles?, mask", done.stdout)
 
 
 def test_only_who_has_the_token_is_let_in(head: Head) -> None:
@@ -209,6 +105,14 @@ def test_a_relative_path_is_refused(head: Head) -> None:
     info = head.ended(job)
     assert (info["status"], info["driver_exit_code"]) == ("FAILED", 2)
     assert "image=big.tif: in a submitted job give an absolute path or a URL that every node sees" in head.logs(job)
+
+
+def test_a_worker_that_can_never_be_placed_fails_the_job_at_once(head: Head) -> None:
+    data = (f"image={head.checkout}/big.tif", f"output={head.checkout}/gpu.zarr")
+    job = head.submit("jobs/infer.py", "jobs/infer-gpu.yaml", *data)
+    info = head.ended(job, 60)
+    assert (info["status"], info["driver_exit_code"]) == ("FAILED", 2), head.logs(job)
+    assert re.search(r"a worker asks for 2 CPUs? and 1 GPUs?; no node has that", head.logs(job))
 
 
 def test_a_missing_tile_fails_the_job(head: Head, tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""A Ray head of this machine alone, started with the commands that a user types, and ended by its process id."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+PROGRAMS = Path(sys.executable).parent
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [int(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def until(true: Callable[[], Any], seconds: float, what: str) -> Any:
+    """The first value of `true()` that is one."""
+    end = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        time.sleep(0.2)
+    return value
+
+
+RAY = """#!/bin/sh
+# `ray start --head` as typed, on ports and in folders of our own, and so that one process ends it all.
+[ "$1 $2" = "start --head" ] || exec {ray} "$@"
+{ray} "$@" {options} --block > {home}/head.log 2>&1 &
+echo $! > {home}/head.pid
+for _ in $(seq 600); do {ray} job list > /dev/null 2>&1 && exit; kill -0 $! || exit 1; sleep 0.2; done; exit 1
+"""
+
+
+@dataclass
+class Head:
+    """A head of this machine alone, and a checkout to submit from."""
+
+    checkout: Path
+    variables: dict[str, str]
+    gcs: str
+    """HOST:PORT of the cluster itself."""
+    started: subprocess.CompletedProcess[str] | None = None
+
+    @property
+    def address(self) -> str:
+        return self.variables["RAY_API_SERVER_ADDRESS"]
+
+    def shell(self, command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", "-uc", command], cwd=self.checkout, env=self.variables | variables,
+            capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+
+    def ask(self, path: str, token: str | None = None, **body: Any) -> Any:
+        """The dashboard's answer, which the `ray` commands show as well, without their 3 seconds of start-up."""
+        mine = (Path(self.variables["HOME"]) / ".ray" / "auth_token").read_text().strip()
+        headers = {"Authorization": f"Bearer {mine if token is None else token}", "Content-Type": "application/json"}
+        data = json.dumps(body).encode() if body else None
+        with urlopen(Request(self.address + path, data, headers), timeout=60) as answer:
+            return json.loads(answer.read())
+
+    def submit(self, *words: str) -> str:
+        """Submit from the checkout and do not wait."""
+        command = shlex.join(["ray", "job", "submit", "--no-wait", "--working-dir", ".", "--", "python", *words])
+        done = self.shell(command)
+        assert done.returncode == 0, done.stderr
+        return re.findall(r"raysubmit_\w+", done.stdout)[0]
+
+    def ended(self, job: str, seconds: float = 120) -> Any:
+        until(lambda: self.ask(f"/api/jobs/{job}")["status"] not in ("PENDING", "RUNNING"), seconds, job)
+        return self.ask(f"/api/jobs/{job}")
+
+    def logs(self, job: str) -> str:
+        return str(self.ask(f"/api/jobs/{job}/logs")["logs"])
+
+
+@contextmanager
+def prepared(folder: Path, gcs: int, **options: str | int) -> Iterator[Head]:
+    """A head that `ray start --head` in its shell will start, with what `ray start` is to be told beside that."""
+    home, checkout = folder / "home", folder / "checkout"
+    (home / "programs").mkdir(parents=True)
+    checkout.mkdir()
+    dashboard, client, agent = free_ports(3)
+    temporary = Path("/tmp") / f"ray-{os.getpid()}-{gcs}"  # sockets lie in it, whose paths must be short
+    given = {
+        "port": gcs, "dashboard-port": dashboard, "ray-client-server-port": client, "temp-dir": temporary,
+        "dashboard-agent-listen-port": agent, "node-ip-address": "127.0.0.1", "object-store-memory": 100_000_000,
+    } | {name.replace("_", "-"): value for name, value in options.items()}  # fmt: skip
+    program = home / "programs" / "ray"
+    words = " ".join(f"--{name}={value}" for name, value in given.items()) + " --disable-usage-stats"
+    program.write_text(RAY.format(ray=PROGRAMS / "ray", options=words, home=home))
+    program.chmod(0o755)
+    unset = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "PYTHONPATH")
+    variables = {k: v for k, v in os.environ.items() if k not in unset} | {
+        "HOME": str(home),
+        "PATH": os.pathsep.join([str(home / "programs"), str(PROGRAMS), os.environ["PATH"]]),
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+    }
+    try:
+        yield Head(checkout, variables, f"127.0.0.1:{gcs}")
+    finally:
+        if (home / "head.pid").exists():
+            pid = int((home / "head.pid").read_text())
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            until(lambda: not running(pid), 60, "end of the head")
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def running(pid: int) -> bool:
+    """Whether there is such a process, and not only what its parent has not looked at yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
