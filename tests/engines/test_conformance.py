@@ -243,9 +243,11 @@ def test_busy_workers_do_not_outlive_the_run(run: Engine, ending: str, tmp_path:
         return work
 
     def units() -> Iterator[Unit]:
-        yield from (0, 1)
-        if ending != "closed":
-            assert wait_for(lambda: len(logged(tmp_path)) > 1, 60)
+        if ending == "closed":
+            yield from (0, 1)
+        else:
+            yield from (1, 2)
+            assert wait_for(lambda: logged(tmp_path), 60)
             raise LookupError("no such image")
 
     results = run(start, [units()])
