@@ -1,7 +1,9 @@
 """Runs networks that nobody here wrote: every local one must equal the whole image, every other one be refused.
 
     make bench-networks                                        # installs the libraries into .bench, writes networks.md
-    .bench/bin/python -m benchmarks.networks "Unet resnet18"   # only networks whose name contains this; prints
+    .bench/bin/python -m benchmarks.networks "Unet resnet18"   # only those whose library and name contain this
+
+What was found is kept in networks.json; rows of networks that were not asked for stay as they are.
 
 Weights are random, but not the trivial ones that a library starts with: constant parameters are disturbed, and batch
 norms hold the statistics of a random image, so that values neither vanish nor explode, and a wrong border shows.
@@ -9,6 +11,7 @@ norms hold the statistics of a random image, so that values neither vanish nor e
 
 from __future__ import annotations
 
+import json
 import math
 import platform
 import sys
@@ -17,9 +20,10 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +41,8 @@ from pipeline.tiling.geometry import ReceptiveField
 class Row:
     """What came of one network; one that is neither equal nor refused is wrong."""
 
-    peer: Peer
+    library: str
+    name: str
     verdict: str
     cells: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -52,7 +57,7 @@ def run(peer: Peer) -> Row:
     started = time.perf_counter()
     torch.manual_seed(0)
     try:
-        module = peer.build().eval()
+        module = disturbed(peer.build().eval())
         net = pipeline.load_network(module, output=peer.output)
         try:
             field = pipeline.receptive_field(net, (peer.channels, 256, 256))
@@ -63,30 +68,35 @@ def run(peer: Peer) -> Row:
             row = refused(peer, net, tuple(str(unknown).split("; ")[:-1]))
     except Exception as error:  # a crash is what this looks for
         traceback.print_exc()
-        row = Row(peer, f"crashed: {type(error).__name__}: {error}"[:300])
+        row = Row(peer.library, peer.name, f"crashed: {type(error).__name__}: {error}"[:300])
     row.seconds = time.perf_counter() - started
     return row
 
 
-def disturb(module: nn.Module, channels: int, field: ReceptiveField) -> None:
-    """Makes the weights less trivial than random ones are."""
+def disturbed(module: nn.Module) -> nn.Module:
+    """With weights that are less trivial than those that a library starts with, zeros and ones among them."""
     for parameter in module.parameters():
         if parameter.is_floating_point() and (parameter == parameter.flatten()[0]).all():
             parameter.data += 0.1 * torch.randn_like(parameter)
+    return module
+
+
+def settle(module: nn.Module, channels: int, field: ReceptiveField) -> None:
+    """Gives batch norms the statistics of a random image."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
     with torch.no_grad():
-        module(torch.rand(1, channels, *(math.ceil(256 / a) * a for a in field.alignment)))
+        module(torch.rand(1, channels, *(math.ceil(192 / a) * a for a in field.alignment)))
     for norm in norms:
         norm.eval()
 
 
 def tiled(peer: Peer, module: nn.Module, net: Network, field: ReceptiveField) -> Row:
     """Compares `predict` in small tiles with one pass over the whole image, cut to the result's shape."""
-    disturb(module, peer.channels, field)
+    settle(module, peer.channels, field)
     size, tile = sizes(field)
     image = np.random.default_rng(0).random((peer.channels, *size), dtype=np.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +107,7 @@ def tiled(peer: Peer, module: nn.Module, net: Network, field: ReceptiveField) ->
         values, grid = torch.from_numpy(result.array[:]), result.plan.grid
     extended = torch.from_numpy(np.ascontiguousarray(pipeline.extend(image, net)))
     with torch.inference_mode():
-        whole = net.module(extended[None])[0, :, : values.shape[1], : values.shape[2]]
+        whole = net.module(extended[None].clone())[0, :, : values.shape[1], : values.shape[2]]
     difference, largest = float((values - whole).abs().max()), float(whole.abs().max())
     tiles = [grid.tile(i) for i in range(len(grid))]
     smaller = sum(t.read.shape != tuple(extended.shape[1:]) for t in tiles)
@@ -111,7 +121,7 @@ def tiled(peer: Peer, module: nn.Module, net: Network, field: ReceptiveField) ->
         both(field.alignment), both(field.rate), "{} x {}".format(*size), "{} x {}".format(*tile),
         f"{smaller} of {len(tiles)}", f"{difference:.1e}", f"{largest:.3g}", "-" if halo is None else f"{halo:.1e}",
     )  # fmt: skip
-    return Row(peer, verdict, cells)
+    return Row(peer.library, peer.name, verdict, cells)
 
 
 def sizes(field: ReceptiveField) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -120,8 +130,8 @@ def sizes(field: ReceptiveField) -> tuple[tuple[int, int], tuple[int, int]]:
     Rows and columns of the image are prime.
     """
     y, x = (b + a for b, a in zip(field.before, field.after, strict=True))
-    tile = [math.ceil(n / a) * a for n, a in zip((max(64, y / 1.5), 96), field.alignment, strict=True)]
-    image = 1.3 * tile[0] + max(64, y), 2 * tile[1] + x if x < 100 else 1.6 * tile[1]
+    tile = [math.ceil(n / a) * a for n, a in zip((max(64, 0.58 * y), 96), field.alignment, strict=True)]
+    image = 2 * tile[0] + (y if y < 100 else -21), 2 * tile[1] + x if x < 100 else 1.6 * tile[1]
     return (next_prime(int(image[0])), next_prime(int(image[1]))), (tile[0], tile[1])
 
 
@@ -137,7 +147,7 @@ def without_halo(
         return None
     columns = slice(tile[1], min(2 * tile[1], extended.shape[2]))
     with torch.inference_mode():
-        alone = net.module(extended[None, :, : tile[0], columns])[0]
+        alone = net.module(extended[None, :, : tile[0], columns].clone())[0]
     x = int(columns.start * field.rate[1])
     part = whole[:, : alone.shape[1], x : x + alone.shape[2]]
     return float((alone[:, : part.shape[1], : part.shape[2]] - part).abs().max())
@@ -165,16 +175,18 @@ def refused(peer: Peer, net: Network, named: tuple[str, ...]) -> Row:
     reasons = list(dict.fromkeys(line.split(": ", 1)[1] for line in named))
     shown = [f"`{next(n for n in named if n.endswith(r))}`" for r in reasons[:3]]
     more = f" and {len(named) - len(shown)} more" if len(named) > len(shown) else ""
-    return Row(peer, verdict, (str(peer.channels), far_half(net, peer.channels), "<br>".join(shown) + more))
+    return Row(
+        peer.library, peer.name, verdict, (str(peer.channels), far_half(net, peer.channels), "<br>".join(shown) + more)
+    )
 
 
 def far_half(net: Network, channels: int) -> str:
     """By how much the result at the left edge changes if the right half of the image is cut away."""
     torch.manual_seed(0)
-    image = torch.rand(1, channels, 256, 768)
+    image = torch.rand(1, channels, 128, 768)
     try:
         with torch.inference_mode():
-            whole, half = net.module(image), net.module(image[..., :384])
+            whole, half = net.module(image.clone()), net.module(image[..., :384].clone())
         edge = max(1, whole.shape[-1] // 12)
         change = float((whole[..., :edge] - half[..., :edge]).abs().max() / whole.abs().max())
     except Exception:  # strangers' modules raise anything
@@ -201,7 +213,8 @@ def document(rows: list[Row]) -> str:
 **{len(rows)} networks: {len(equal)} local ones equal the whole image, {len(no)} are refused with the operation and
 its module named, {len(wrong)} are wrong.** Of the equal ones {len(equal) - clipped} have reads smaller than the image.
 
-`make bench-networks`, {date.today()}, {platform.machine()}, one thread, Python {platform.python_version()};
+`make bench-networks`, {date.today()}, {platform.machine()}, two processes of one thread;
+Python {platform.python_version()},
 {libraries}.
 
 ## Equal to the whole image
@@ -212,39 +225,53 @@ whole image. *Without halo*: how far off a tile is that reads its core alone, to
 
 """
     header = "network | library | channels | reach | alignment | rate | image | tile | reads | max difference | largest value | without halo | seconds"  # noqa: E501
-    named = ((r.peer.name, r.peer.library, *r.cells, f"{r.seconds:.1f}") for r in equal)
+    named = ((r.name, r.library, *r.cells, f"{r.seconds:.1f}") for r in equal)
     text += table(header, named)
     text += """
 ## Refused
 
-Before anything runs. *Far half*: by how much, of the largest value, the result at the left edge of a 256 x 768 image
+Before anything runs. *Far half*: by how much, of the largest value, the result at the left edge of a 128 x 768 image
 changes when the right half of the image is cut away, which for a local network of small reach would be 0.
+It is 0, too, where windows of attention wrap around the image's edge and are kept apart by adding -100 to what must not
+meet: that holds only while no two scores differ by more, so it is refused.
 
 """
-    named = ((r.peer.name, r.peer.library, *r.cells) for r in no)
+    named = ((r.name, r.library, *r.cells) for r in no)
     text += table("network | library | channels | far half | operations", named)
     if wrong:
         text += "\n## Wrong\n\n"
-        text += table("network | library | verdict", ((r.peer.name, r.peer.library, r.verdict) for r in wrong))
+        text += table("network | library | verdict", ((r.name, r.library, r.verdict) for r in wrong))
     return text
 
 
-def main(wanted: list[str]) -> int:
+def start() -> None:
+    """Prepares a process for its networks."""
+    global _operators, _peers
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    library = add_missing_operators()
-    rows = []
-    for peer in peers():
-        label = f"{peer.library} {peer.name}"
-        if not wanted or any(word in label for word in wanted):
-            row = run(peer)
-            rows.append(row)
-            print(f"{label}: {row.verdict} ({row.seconds:.1f} s) {' | '.join(row.cells)}", flush=True)
-    del library  # it must live as long as torchvision
-    wrong = sum(row.wrong for row in rows)
-    print(f"{len(rows)} networks, {wrong} wrong")
-    if not wanted:
-        Path(__file__).with_suffix(".md").write_text(document(rows))
+    _operators = add_missing_operators()  # to be kept alive
+    _peers = list(peers())
+
+
+def run_number(number: int) -> Row:
+    return run(_peers[number])
+
+
+def main(wanted: list[str]) -> int:
+    start()
+    labels = [f"{peer.library} {peer.name}" for peer in _peers]
+    numbers = [i for i, label in enumerate(labels) if not wanted or any(word in label for word in wanted)]
+    kept = Path(__file__).with_suffix(".json")
+    rows = {row["library"] + " " + row["name"]: Row(**row) for row in json.loads(kept.read_text())}
+    with get_context("spawn").Pool(min(2, len(numbers) or 1), start, maxtasksperchild=20) as pool:
+        for number, row in zip(numbers, pool.imap(run_number, numbers), strict=True):
+            rows[labels[number]] = row
+            print(f"{labels[number]}: {row.verdict} ({row.seconds:.1f} s) {' | '.join(row.cells)}", flush=True)
+            found = [rows[label] for label in labels if label in rows]
+            kept.write_text(json.dumps([asdict(row) for row in found], indent=0) + "\n")
+            kept.with_suffix(".md").write_text(document(found))
+    wrong = sum(rows[labels[i]].wrong for i in numbers)
+    print(f"{len(numbers)} networks, {wrong} wrong")
     return 1 if wrong else 0
 
 

@@ -9,7 +9,7 @@ import torch
 from pipeline.network.layouts import Dimension, NotLocal, Tracked, Unknown, broadcast, plain, reshape, size
 from pipeline.network.operations import Call, Outputs, rule
 from pipeline.network.relations import Pad, Window
-from pipeline.network.sliding import placed
+from pipeline.network.sliding import PADS, placed
 
 FAR_EDGE = "counts rows or columns from the far edge of the image (circular padding does)"
 
@@ -150,7 +150,7 @@ def _cat_rows(call: Call, pairs: list[tuple[Any, Any]], dim: int) -> Tracked:
                 raise Unknown("joins rows or columns of several tensors")
             image = call.any_tensor((a, b))
         elif a.shape[dim] != b.shape[dim]:
-            raise NotLocal("pads by an amount that depends on the image's size")
+            raise NotLocal(PADS)
         elif image is None:
             before += a.shape[dim]
     assert image is not None

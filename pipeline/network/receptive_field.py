@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 
 from torch import nn
@@ -21,6 +22,7 @@ from pipeline.network.analysis import Analysis, analyse, same_operations
 from pipeline.network.graph import CaptureError, Graph, capture, dtype_of
 from pipeline.network.layouts import Rows
 from pipeline.network.reach import axis_field
+from pipeline.network.sliding import PADS
 from pipeline.tiling.geometry import ReceptiveField
 
 UNITS = (32, 84, 48, 36, 60, 72, 112, 144)
@@ -28,6 +30,8 @@ UNITS = (32, 84, 48, 36, 60, 72, 112, 144)
 MULTIPLES = (2, 4, 7, 18)
 FIXED = (224, 256, 96, 128, 192, 384, 512)
 """Sizes that networks of a fixed input size tend to want."""
+COARSE = 64
+"""Captures of networks that fill their input up to a multiple of something are made at multiples of this, too."""
 LARGEST_ALIGNMENT = 4096
 
 
@@ -48,25 +52,72 @@ def receptive_field(
         UnknownOperation: its sole obstacle is an operation that the analysis does not know.
         ValueError: it fails on every size that was tried, or does not map one image to one image.
     """
-    unit, tries = None, 3
-    while True:
-        first, second = captures(module, channels, shape, unit)
-        analysis = analyse(first, second)
-        alignment = _alignment(analysis)
-        sizes = [n for rows in analysis.image.values() for n in rows.sizes]
-        unit = math.lcm(*alignment)
-        tries -= 1
-        if all(n % unit == 0 for n in sizes) or first is second or tries == 0 or unit > LARGEST_ALIGNMENT:
-            break
-    if analysis.not_local or first is second:
+    found = _analysed(module, channels, shape)
+    if any(line.endswith(PADS) for line in found.analysis.not_local):
+        again = _analysed(module, channels, shape, COARSE)
+        found = found if again.analysis.not_local else again
+    analysis, alignment = found.analysis, found.alignment
+    if analysis.not_local or found.first is found.second:
         return _not_local(analysis, alignment)
-    if analysis.unknown and reach is not None and analysis.output is not None:
-        return _declared(analysis, alignment, reach)
-    if analysis.unknown:
+    if analysis.unknown and (reach is None or analysis.output is None):
         raise UnknownOperation(f"{'; '.join(analysis.unknown)}; --reach N declares the receptive field by hand")
-    if any(n % unit for n in sizes):
+    alignment = _confirmed(module, channels, found)
+    if analysis.unknown and reach is not None:
+        return _declared(analysis, alignment, reach)
+    if any(n % math.lcm(*alignment) for n in found.sizes):
         raise ValueError(f"no alignment of at most {LARGEST_ALIGNMENT} pixels was found")
     return _local(analysis, alignment)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Two captures of a network and what follows from them."""
+
+    first: Graph
+    second: Graph
+    analysis: Analysis
+    alignment: tuple[int, int]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Heights and widths of both."""
+        return [n for rows in self.analysis.image.values() for n in rows.sizes]
+
+
+def _analysed(module: nn.Module, channels: int, shape: tuple[int, int] | None, unit: int | None = None) -> Found:
+    """Captures at multiples of the alignment that they show, where it is found in three steps."""
+    for _ in range(3):
+        first, second = captures(module, channels, shape, unit)
+        analysis = analyse(first, second)
+        found = Found(first, second, analysis, _alignment(analysis))
+        unit = math.lcm(*found.alignment)
+        if all(n % unit == 0 for n in found.sizes) or first is second or unit > LARGEST_ALIGNMENT:
+            break
+    return found
+
+
+def _confirmed(module: nn.Module, channels: int, found: Found) -> tuple[int, int]:
+    """The alignment, or the least multiple at which the network does what it was recorded to do.
+
+    At multiples of 32 rows a network that fills its input up to a multiple of 16 fills up nothing; whether it does
+    so is seen one alignment further.
+    """
+    y, x = (found.analysis.image[axis].sizes for axis in ("y", "x"))
+    step = math.gcd(*found.sizes)
+    a, b = found.alignment
+    for times in (n for n in range(1, step) if step % n == 0):
+        alignment = math.lcm(a, times), math.lcm(b, times)
+        if step % alignment[0] or step % alignment[1] or alignment == (step, step):
+            break
+        try:
+            third = capture(module, (channels, y[0] + alignment[0], x[0] + alignment[1]), dtype_of(module))
+        except CaptureError:
+            continue
+        if same_operations(found.first, third) is None:
+            analysis = analyse(found.first, third)
+            if not analysis.not_local and len(analysis.unknown) == len(found.analysis.unknown):
+                return alignment
+    return (step, step) if step % a == 0 and step % b == 0 else (a, b)
 
 
 def captures(

@@ -10,6 +10,8 @@ from pipeline.network.layouts import NotLocal, Sizes, Tracked, Unknown, plain
 from pipeline.network.operations import Call, Outputs, rule
 from pipeline.network.relations import SAME, Pad, Relation, Resample, Transposed, Window, block, repeat
 
+PADS = "pads by an amount that depends on the image's size"
+
 
 def each(value: Any, count: int) -> list[int]:
     """One number per dimension, from one number, one for all, or as many."""
@@ -190,7 +192,7 @@ def pad(call: Call) -> Outputs:
     for i in range(len(first) // 2):
         dim = image.ndim - 1 - i
         if image.axes([dim]) and first[2 * i : 2 * i + 2] != second[2 * i : 2 * i + 2]:
-            raise NotLocal("pads by an amount that depends on the image's size")
+            raise NotLocal(PADS)
         relations[dim] = Pad(first[2 * i], mode)
     return image.moved(relations, call.shape())
 
