@@ -16,6 +16,7 @@ import torch
 from pipeline import describing, planning
 from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
+from pipeline.network.graph import blank
 from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, Run, default_workers, drive
@@ -166,7 +167,7 @@ def seconds(plan: Plan, net: Any = None, **given: Any) -> float:
     asked = options(**given)
     analysis = planning.Analysis(_network(net, asked), asked)
     side = [max(a, 256 // a * a) for a in plan.field.alignment]
-    piece = torch.zeros(1, analysis.channels, *side)
+    piece = blank(analysis.network.module, analysis.channels, side)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.config import Options
+from pipeline.network.graph import blank
 from pipeline.network.loading import Network, choose_device
 from pipeline.network.memory import forward_bytes
 from pipeline.network.receptive_field import receptive_field
@@ -43,7 +44,7 @@ class Analysis:
                 "say which of the image's it gets, for instance --channels 0,1,2"
             )
         self.channels = channels
-        self.field = self._field()
+        self.field = self._with_least(self._field())
         self.classes = self._classes()
 
     def _field(self) -> ReceptiveField:
@@ -56,11 +57,14 @@ class Analysis:
             )
         return derived
 
+    def _with_least(self, derived: ReceptiveField) -> ReceptiveField:
+        return replace(derived, least=least_size(self.network.module, self.channels, derived))
+
     def _classes(self) -> int:
         """Channels of the network's output, from a run on its least input."""
-        side = least_size(self.network.module, self.channels, self.field)
+        side = self.field.least
         with torch.inference_mode():
-            return int(self.network.module(torch.zeros(1, self.channels, *side)).shape[1])
+            return int(self.network.module(blank(self.network.module, self.channels, side)).shape[1])
 
     def needs(self, image: Image, options: Options, kind_bytes: int) -> Any:
         """Function of a grid: bytes that a worker needs above the interpreter."""
@@ -201,13 +205,12 @@ def check_size(analysis: Analysis, size: tuple[int, int]) -> None:
     """Raises ValueError, naming the least size that works, where the network fails on an image of this size."""
     field = analysis.field
     extended = field.extended(*size)
-    least = least_size(analysis.network.module, analysis.channels, field)
-    small = any(n < m for n, m in zip(extended, least, strict=True))
+    small = any(n < m for n, m in zip(extended, field.least, strict=True))
     if small or 0 in field.output_shape(*size):
         reason = fails_at(analysis.network.module, analysis.channels, extended) or "nothing is left of it"
         raise ValueError(
             f"an image of {size[0]} x {size[1]} pixels is too small for network {analysis.network.name} ({reason}); "
-            f"the least that works is {least[0]} x {least[1]}"
+            f"the least that works is {field.least[0]} x {field.least[1]}"
         )
 
 

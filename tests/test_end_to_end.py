@@ -1,4 +1,4 @@
-"""The promise, from image to output: tiled equals whole, killed and resumed equals undisturbed, errors are one line."""
+"""From image to output, in Python and as commands: killed and resumed equals undisturbed, errors are one line."""
 
 from __future__ import annotations
 
@@ -13,105 +13,15 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import pipeline
 from pipeline.api import TilesFailed
+from tests.zoo import integer_weights_
 
 
-def integers_(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Small integer weights, so that float64 is exact whatever the order of additions."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for p in module.parameters():
-            p.copy_(torch.randint(-2, 3, p.shape))
-    return module.eval()
-
-
-class Skip(nn.Module):
-    """A U-Net of one level: stride 2 down, transposed up, concatenated."""
-
-    def __init__(self, up: nn.Module) -> None:
-        super().__init__()
-        self.a, self.down, self.b = nn.Conv2d(1, 3, 3, padding=1), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3, padding=1)
-        self.up, self.c = up, nn.Conv2d(7, 2, 3, padding=1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        a = torch.relu(self.a(x))
-        return self.c(torch.cat([a, self.up(torch.relu(self.b(self.down(a))))], dim=1))
-
-
-NETWORKS = {
-    "same": lambda: nn.Sequential(nn.Conv2d(1, 3, 5, padding=2), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1)),
-    "valid": lambda: nn.Sequential(nn.Conv2d(1, 3, 5), nn.ReLU(), nn.Conv2d(3, 2, 3)),
-    "asymmetric": lambda: nn.Sequential(nn.ZeroPad2d((3, 0, 0, 2)), nn.Conv2d(1, 2, (3, 4))),
-    "coarse": lambda: nn.Sequential(nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.Conv2d(3, 2, 3, 2, 1)),
-    "dilated": lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=4, dilation=4), nn.Conv2d(2, 2, 3, padding=1)),
-    "reflect": lambda: nn.Conv2d(1, 2, 5, padding=2, padding_mode="reflect"),
-    "replicate": lambda: nn.Conv2d(1, 2, 5, padding=2, padding_mode="replicate"),
-    "stride 3": lambda: nn.Sequential(nn.Conv2d(1, 2, 3, 3), nn.ConvTranspose2d(2, 2, 3, 3)),
-    "overlapping up": lambda: nn.Sequential(nn.Conv2d(1, 2, 4, 2, 1), nn.ConvTranspose2d(2, 2, 4, 2, 1)),
-    "nearest up": lambda: nn.Sequential(nn.MaxPool2d(4), nn.Conv2d(1, 2, 3, padding=1), nn.Upsample(scale_factor=4)),
-    "finer": lambda: nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.PixelShuffle(2)),
-    "skip": lambda: Skip(nn.ConvTranspose2d(4, 4, 2, 2)),
-    "skip nearest": lambda: Skip(nn.Upsample(scale_factor=2)),
-    "strides (2, 1)": lambda: nn.Sequential(nn.Conv2d(1, 2, (3, 1), (2, 1), (1, 0)), nn.Conv2d(2, 2, 3, padding=1)),
-    "average": lambda: nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(3, 1, 1)),
-}
-
-
-def whole(net: nn.Module, image: np.ndarray, plan: pipeline.Plan) -> np.ndarray:
-    extended = torch.from_numpy(pipeline.extend(image, net))[None].double()
-    with torch.no_grad():
-        result = net.double()(extended)[0].numpy()
-    return result[:, : plan.layout.shapes[0][-2], : plan.layout.shapes[0][-1]]
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-@settings(
-    max_examples=4,
-    phases=[Phase.generate],
-    derandomize=True,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(height=st.integers(9, 61), width=st.integers(9, 61), tile=st.tuples(st.integers(1, 5), st.integers(1, 5)))
-def test_tiled_equals_whole_bit_for_bit(
-    name: str, tmp_path: Path, height: int, width: int, tile: tuple[int, int]
-) -> None:
-    net = integers_(NETWORKS[name]())
-    field = pipeline.receptive_field(net)
-    image = np.random.default_rng(height * 64 + width).integers(0, 9, (1, height, width), np.uint8)
-    core = (field.alignment[0] * tile[0], field.alignment[1] * tile[1])
-    core = tuple(c * -(-12 // c) for c in core)
-    result = pipeline.predict(
-        image, net, tmp_path / "o.zarr", kind="logits", precision="float64", tile=core, workers=1, overwrite=True
-    )
-    np.testing.assert_array_equal(result.array[:], whole(net, image, result.plan))
-
-
-@pytest.mark.parametrize("name", ["skip", "coarse", "valid", "overlapping up"])
-def test_footprint_is_the_derived_reach(name: str) -> None:
-    """With weights of one, a changed pixel changes exactly the outputs that the derived reach says."""
-    net = NETWORKS[name]().double().eval()
-    with torch.no_grad():
-        for p in net.parameters():
-            p.fill_(1.0)
-    field = pipeline.receptive_field(net)
-    side, before, after = 96, 0, 0
-    middle = side // 2 // field.alignment[0] * field.alignment[0]
-    for phase in range(field.alignment[0]):
-        x = torch.zeros(1, 1, side, side, dtype=torch.float64)
-        at = middle + phase
-        x[0, 0, at, middle] = 1e6
-        with torch.no_grad():
-            rows = (net(x) - net(torch.zeros_like(x)))[0].abs().amax((0, 2)).nonzero().ravel()
-        first, last = int(rows.min()), int(rows.max())
-        before = max(before, int(last / field.rate[0]) - at)
-        after = max(after, at + 1 - int((first + 1) / field.rate[0]))
-    assert (before, after) == (field.before[0], field.after[0])
+def convolutions() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 3, 5, padding=2), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1)).eval()
 
 
 def test_a_network_that_is_not_local_is_refused_by_name(tmp_path: Path) -> None:
@@ -135,10 +45,9 @@ def test_blend_is_the_same_for_any_tile(tmp_path: Path) -> None:
 
 
 def test_nothing_of_the_callers_torch_changes(tmp_path: Path) -> None:
-    net = NETWORKS["same"]()
+    net = convolutions()
     weights = [p.clone() for p in net.parameters()]
     threads = torch.get_num_threads()
-    net.eval()
     pipeline.predict(np.zeros((1, 30, 30), np.uint8), net, tmp_path / "o.zarr", workers=1, precision="float64")
     assert torch.get_num_threads() == threads and torch.is_grad_enabled()
     assert all(torch.equal(a, b) and b.requires_grad for a, b in zip(weights, net.parameters(), strict=True))
@@ -277,13 +186,15 @@ def test_convert_keeps_every_pixel(big: Path, tmp_path: Path) -> None:
 
 
 def test_planes_of_a_volume_run_one_by_one(tmp_path: Path) -> None:
-    net = integers_(NETWORKS["same"]())
+    net = integer_weights_(convolutions())
     image = np.random.default_rng(0).integers(0, 9, (1, 3, 40, 50), np.uint8)
     result = pipeline.predict(
         image, net, tmp_path / "o.zarr", kind="logits", tile=(16, 24), precision="float64", workers=1
     )
     for z in range(3):
-        np.testing.assert_array_equal(result.array[:, z], whole(net, image[:, z], result.plan)[:, :40, :50])
+        with torch.no_grad():
+            whole = net(torch.from_numpy(image[:, z])[None].double())[0].numpy()
+        np.testing.assert_array_equal(result.array[:, z], whole)
 
 
 @torch.library.custom_op("pipeline_tests::shrink", mutates_args=())

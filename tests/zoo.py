@@ -64,8 +64,15 @@ PLAIN = [
         "dilated", lambda: chain(conv(2, 3), conv(3, 3, padding=2, dilation=2), conv(3, 2, padding=4, dilation=4))
     ),
     Architecture("valid", lambda: chain(nn.Conv2d(2, 3, 5), relu(), nn.Conv2d(3, 2, (3, 2)))),
+    Architecture(
+        "asymmetric", lambda: chain(nn.ZeroPad2d((3, 0, 0, 2)), conv(2, 3, (3, 4), padding=0), relu(), conv(3, 2))
+    ),
     Architecture("coarse", lambda: chain(conv(2, 3, stride=2), relu(), conv(3, 3, 5, stride=2), conv(3, 2))),
     Architecture("coarse-valid", lambda: chain(nn.Conv2d(2, 3, 4, stride=2), relu(), nn.Conv2d(3, 2, 3, stride=2))),
+    Architecture(
+        "four-times-finer",
+        lambda: chain(conv(2, 3, stride=2), relu(), nn.ConvTranspose2d(3, 3, 4, 4), up(2, "nearest"), conv(3, 2)),
+    ),
     Architecture("edsr", lambda: chain(conv(2, 4), parts.Residual(4), conv(4, 8), nn.PixelShuffle(2), conv(2, 2))),
     Architecture("fsrcnn", lambda: chain(conv(2, 3, 5), nn.PReLU(3), nn.ConvTranspose2d(3, 2, 9, 3, 4, 2))),
     Architecture(

@@ -207,6 +207,11 @@ def probe(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> tor
     return torch.rand(tuple(shape), generator=generator).to(device=device, dtype=dtype)
 
 
+def blank(module: nn.Module, channels: int, size: Sequence[int]) -> torch.Tensor:
+    """An input of zeros (1, channels, y, x) of the module's own type and on its device."""
+    return torch.zeros(1, channels, *size, dtype=dtype_of(module), device=device_of(module))
+
+
 def single_output(result: Any) -> torch.Tensor:
     """The network's one output tensor.
 

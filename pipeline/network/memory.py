@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from pipeline.network.graph import blank
 from pipeline.tiling.geometry import ReceptiveField
 
 _measured: weakref.WeakKeyDictionary[nn.Module, float] = weakref.WeakKeyDictionary()
@@ -51,7 +52,6 @@ def forward_bytes(
     if module not in _measured:
         side = [max(a, 256 // a * a) for a in field.alignment]
         with torch.inference_mode(), _Alive() as alive:
-            module(torch.zeros(1, channels, *side))
-        _measured[module] = alive.peak / (side[0] * side[1])
-    width = torch.finfo(dtype).bits / 32
-    return int(_measured[module] * read[0] * read[1] * width)
+            module(image := blank(module, channels, side))
+        _measured[module] = alive.peak / (side[0] * side[1] * image.element_size())
+    return int(_measured[module] * read[0] * read[1] * dtype.itemsize)

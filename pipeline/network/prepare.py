@@ -81,7 +81,7 @@ def infer_channels(module: nn.Module) -> int | None:
         if isinstance(part, nn.Conv2d | nn.ConvTranspose2d) and part.in_channels > 0:  # 0: lazy, not seen an input yet
             first = part.in_channels
             shuffled = [first // n**2 for n in (2, 3, 4) if first % n**2 == 0]
-            others = dict.fromkeys([first, *shuffled, 3, 1, 4])
+            others = dict.fromkeys([first, *shuffled, 3, 1, 4, 2])
             return next((n for n in others if try_shapes(module, n) is not None), first)
     return None
 

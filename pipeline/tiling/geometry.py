@@ -72,6 +72,8 @@ class ReceptiveField:
     alignment: tuple[int, int]
     rate: tuple[Fraction, Fraction] = (Fraction(1), Fraction(1))
     surplus: tuple[int, int] = (0, 0)
+    least: tuple[int, int] = (1, 1)
+    """Fewer rows and columns than these, the network does not run on."""
     offset: tuple[float, float] = (0.0, 0.0)
     """Centre of output (0, 0), in input pixels: 0 for a network that keeps the size."""
     nonlocal_operations: tuple[str, ...] = field(default=())

@@ -32,6 +32,8 @@ class Axis:
     alignment: int
     rate: Fraction
     output: int
+    least: int = 1
+    """No read has fewer rows than this, a multiple of the alignment, where the extended image has as many."""
 
     @property
     def extended(self) -> int:
@@ -58,7 +60,9 @@ class Axis:
         stop = math.ceil(rows.stop / self.rate) + self.after
         a = self.alignment
         start = min(max(0, start // a * a), self.extended - a)
-        return Interval(start, max(start + a, min(self.extended, -(-stop // a) * a)))
+        stop = max(start + a, min(self.extended, -(-stop // a) * a))
+        start = max(0, min(start, stop - self.least))
+        return Interval(start, max(stop, min(self.extended, start + self.least)))
 
     def read_of(self, tile: int) -> Interval:
         """Rows of the extended image that the tile reads: its core with the halo."""
@@ -92,9 +96,12 @@ class Grid:
         """The grid of cores of `core` input pixels (multiples of the field's alignment) on an image of `size`."""
         output = field.output_shape(*size)
         y, x = (
-            Axis(size[i], core[i], field.before[i], field.after[i], field.alignment[i], field.rate[i], output[i])
+            Axis(
+                size[i], core[i], field.before[i], field.after[i], field.alignment[i], field.rate[i], output[i],
+                field.least[i],
+            )
             for i in (0, 1)
-        )
+        )  # fmt: skip
         return cls(y, x, planes)
 
     def __len__(self) -> int:

@@ -124,6 +124,7 @@ class Plan:
             "alignment": list(f.alignment),
             "rate": [str(r) for r in f.rate],
             "surplus": list(f.surplus),
+            "least": list(f.least),
             "offset": list(f.offset),
             "nonlocal_operations": list(f.nonlocal_operations),
         }

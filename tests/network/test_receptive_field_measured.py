@@ -15,7 +15,7 @@ from pipeline.network.receptive_field import receptive_field
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.grid import Grid
 from tests.footprints import measured, run
-from tests.zoo import PLAIN, ZOO, Architecture, integer_weights_, random_network
+from tests.zoo import PLAIN, ZOO, Architecture, random_network
 
 names = [a.name for a in ZOO]
 
@@ -76,35 +76,6 @@ def whole(module: nn.Module, extended: Tensor, size: tuple[int, int], field: Rec
 def extend(image: Tensor, field: ReceptiveField) -> Tensor:
     rows, columns = (e - n for e, n in zip(field.extended(*image.shape[2:]), image.shape[2:], strict=True))
     return F.pad(image, (0, columns, 0, rows), mode="replicate")
-
-
-def check_tiles(module: nn.Module, channels: int, exact: bool) -> None:
-    field = receptive_field(module, channels)
-    least = [max(0, -s) + b + e for s, b, e in zip(field.surplus, field.before, field.after, strict=True)]
-    for size, steps in (((least[0] + 37, least[1] + 23), (1, 2)), ((least[0] + 5, least[1] + 41), (3, 1))):
-        core = tuple(a * max(steps[i], -(-9 // a)) for i, a in enumerate(field.alignment))
-        extended = extend(image_of(size, channels), field)
-        expected = whole(module, extended, size, field)
-        found = tiled(module, extended, size, (core[0], core[1]), field)
-        if exact:
-            assert torch.equal(found, expected)
-        else:
-            torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("architecture", ZOO, ids=names)
-def test_tiles_equal_the_whole_image(architecture: Architecture):
-    torch.manual_seed(0)
-    module = architecture.build().double().eval()
-    if architecture.exact:
-        integer_weights_(module, seed=5)
-    check_tiles(module, architecture.channels, architecture.exact)
-
-
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.integers(0, 10**6))
-def test_tiles_of_random_networks_equal_the_whole_image(seed: int):
-    check_tiles(integer_weights_(random_network(seed), seed), 2, exact=True)
 
 
 def dropped_first(x: Tensor) -> Tensor:

@@ -1,0 +1,148 @@
+"""The promise through the public `predict`: any network, any size, any tile; tiled equals whole.
+
+The whole is `net(pipeline.extend(image, net))`, cropped. Where arithmetic is exact (integer weights and pixels in
+float64) both are equal bit for bit; else in float32, within 1e-5 of the largest value.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import pipeline
+from pipeline.network.graph import single_output
+from pipeline.network.sizes import fails_at
+from tests.zoo import PLAIN, ZOO, Architecture, integer_weights_, random_network
+
+Pair = tuple[int, int]
+
+
+class Case:
+    """A network and what is known of it once."""
+
+    def __init__(self, module: nn.Module, precision: str) -> None:
+        self.module, self.precision = module, precision
+        self.field = pipeline.receptive_field(module, (2, 64, 64))
+
+    def core(self, least: Pair) -> Pair:
+        """The smallest core of at least so many pixels."""
+        y, x = (a * -(-n // a) for a, n in zip(self.field.alignment, least, strict=True))
+        return y, x
+
+    def fits(self, size: Pair) -> bool:
+        """Whether the network gives anything on an image of that size."""
+        runs = fails_at(pipeline.load_network(self.module).module, 2, self.field.extended(*size)) is None
+        return runs and 0 not in self.field.output_shape(*size)
+
+    def check(self, size: Pair, core: Pair, folder: Path) -> None:
+        image = np.random.default_rng(size).integers(0, 9, (2, *size), np.uint8)
+        result = pipeline.predict(
+            image, self.module, folder / "o.zarr", kind="logits", precision=self.precision, tile=core, workers=1,
+            channels=[0, 1], overwrite=True,
+        )  # fmt: skip
+        extended = torch.from_numpy(pipeline.extend(image, self.module))[None]
+        with torch.no_grad():
+            output = single_output(self.module(extended.to(getattr(torch, self.precision))))[0]
+        rows, columns = self.field.output_shape(*size)
+        found, whole = result.array[:], output[:, :rows, :columns].numpy()
+        assert found.shape == whole.shape
+        if self.precision == "float64":
+            np.testing.assert_array_equal(found, whole)
+        else:
+            assert np.abs(found - whole).max() <= 1e-5 * max(1, np.abs(whole).max())
+
+
+@functools.cache
+def case(architecture: Architecture) -> Case:
+    torch.manual_seed(0)
+    module = architecture.build()
+    if architecture.exact:
+        return Case(integer_weights_(module, seed=5), "float64")
+    return Case(module.eval(), "float32")
+
+
+# sizes in pixels; c is the core, s how many rows and columns a network that does not pad takes away
+SIZES = {
+    "smaller than a tile": (lambda c, s: (c[0] - 3 + s[0], c[1] - 5 + s[1]), 24),
+    "primes": (lambda c, s: (73, 61), 20),
+    "one more than a tile": (lambda c, s: (c[0] + 1 + s[0], 2 * c[1] + 1 + s[1]), 16),
+    "one less than two tiles, far fewer columns": (lambda c, s: (2 * c[0] - 1 + s[0], 7 + s[1]), 10),
+    "one row": (lambda c, s: (1, 67), 16),
+    "one column": (lambda c, s: (71, 1), 16),
+}
+
+
+# torch's antialiased resizing to one column gives the same value in every row
+CASES = [(a, size) for a in ZOO for size in SIZES if (a.name, size) != ("antialias", "one column")]
+
+
+@pytest.mark.parametrize(("architecture", "size"), CASES, ids=[f"{a.name}, {size}" for a, size in CASES])
+def test_tiled_equals_whole(architecture: Architecture, size: str, tmp_path: Path) -> None:
+    network = case(architecture)
+    choose, least = SIZES[size]
+    core = network.core((least, least))
+    pixels = choose(core, [max(0, -n) for n in network.field.surplus])
+    if network.fits(pixels):
+        network.check(pixels, core, tmp_path)
+    else:
+        with pytest.raises(ValueError, match=rf"{pixels[0]} x {pixels[1]} pixels is too small.*least that works"):
+            network.check(pixels, core, tmp_path)
+
+
+def test_the_zoo_has_networks_of_every_kind() -> None:
+    fields = [case(a).field for a in PLAIN]
+    assert len(ZOO) >= 25 and len(PLAIN) >= 10 and all(f.is_local for f in fields)
+    assert sum(f.surplus[0] < 0 for f in fields) >= 3, "smaller than the image"
+    assert sum(f.rate[0] < 1 for f in fields) >= 3, "coarser"
+    assert sum(f.rate[0] > 1 for f in fields) >= 3, "finer"
+    assert sum(f.before != f.after for f in fields) >= 5, "not symmetric"
+
+
+@pytest.mark.parametrize("size", [(1, 67), (71, 1)])
+def test_most_networks_take_a_single_row_and_a_single_column(size: Pair) -> None:
+    assert sum(case(a).fits(size) for a in ZOO) >= 25
+
+
+@settings(
+    max_examples=25, phases=[Phase.generate], derandomize=True, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    least=st.tuples(st.integers(4, 40), st.integers(4, 40)),
+)
+def test_random_networks(seed: int, size: Pair, least: Pair, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = Case(integer_weights_(random_network(seed), seed), "float64")
+    taken = [max(0, -n) for n in network.field.surplus]
+    size = size[0] + taken[0], size[1] + taken[1]
+    while not network.fits(size):
+        size = size[0] + 3, size[1] + 3
+    network.check(size, network.core(least), tmp_path)
+
+
+@pytest.mark.parametrize("core", [(32, 32), (48, 100), (150, 16)])
+def test_sums_that_round_differently_stay_within_the_tolerance(core: Pair, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers = nn.Conv2d(2, 16, 5, padding=2), nn.ReLU(), nn.Conv2d(16, 2, 5, padding=2)
+    Case(nn.Sequential(*layers).eval(), "float32").check((150, 101), core, tmp_path)
+
+
+def test_a_module_in_float64_is_run_as_one_in_float32(tmp_path: Path) -> None:
+    """What is tried on it beforehand has its own type."""
+    torch.manual_seed(0)
+    module = nn.Conv2d(2, 2, 3, padding=1).double().eval()
+    image = np.random.default_rng(0).integers(0, 9, (2, 30, 20), np.uint8)
+    result = pipeline.predict(image, module, tmp_path / "o.zarr", kind="logits", tile=(16, 16), workers=1)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(image)[None].double())[0].numpy()
+    assert module.weight.dtype == torch.float64
+    np.testing.assert_allclose(result.array[:], expected, rtol=1e-5, atol=1e-4)
