@@ -20,7 +20,7 @@ from distributed import Client, LocalCluster, Worker
 from pipeline.engines import local
 from pipeline.engines.units import Unit
 
-CONNECT = 10.0
+CONNECT = 20.0
 """Seconds that a scheduler may take to answer."""
 
 
