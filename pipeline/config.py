@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.jobfile import DataPath, NetworkPath, validated
 
@@ -72,11 +72,12 @@ class Options(BaseModel):
                 data[name] = (value,)
         return data
 
-    @model_validator(mode="after")
-    def _scheduler(self) -> Options:
-        if self.scheduler is not None and self.engine != "dask":
-            raise ValueError(f"scheduler {self.scheduler} is for engine dask, not {self.engine}")
-        return self
+    @field_validator("scheduler")
+    @classmethod
+    def _scheduler(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and (engine := info.data.get("engine", "dask")) != "dask":
+            raise ValueError(f"is for engine dask, not {engine}")
+        return value
 
 
 def options(**given: Any) -> Options:

@@ -19,6 +19,7 @@ from itertools import pairwise, product
 from typing import Any
 
 import cloudpickle
+import dask
 import dask.array as da
 import numpy as np
 import torch
@@ -115,6 +116,8 @@ def check_array(array: Any) -> None:
         raise ValueError(
             f"a dask array of {array.ndim} dimensions; (c, y, x) is needed: array[None], or plane by plane"
         )
+    if dask.config.get("array.query-planning", False):
+        raise ValueError("dask's option array.query-planning is experimental; predict_lazy needs it off")
     if any(np.isnan(n) for n in array.shape):
         raise ValueError(f"a dask array of unknown shape {array.shape}; array.compute_chunk_sizes() finds it out")
     if 0 in array.shape or array.dtype.kind not in "buif":

@@ -316,6 +316,11 @@ def test_what_cannot_be_done_is_said_at_once(array: Any, given: dict[str, Any], 
         pipeline.predict_lazy(array, plain(), **given)
 
 
+def test_another_kind_of_dask_arrays_is_refused() -> None:
+    with dask.config.set({"array.query-planning": True}), pytest.raises(ValueError, match="needs it off"):
+        pipeline.predict_lazy(da.zeros((2, 30, 30)), plain())
+
+
 def test_channels_are_picked_in_order() -> None:
     image = pixels(30, 40, channels=4)
     found = pipeline.predict_lazy(da.from_array(image, chunks=(1, 20, 20)), plain(), channels=(3, 1), scale=2)

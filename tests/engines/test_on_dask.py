@@ -18,6 +18,7 @@ import pytest
 import tifffile
 from distributed import Client, LocalCluster
 
+import pipeline
 from pipeline.config import options
 from pipeline.engines import on_dask
 from pipeline.engines.on_dask import run
@@ -290,27 +291,35 @@ def test_script_needs_no_guard_and_workers_end_with_it(ending: signal.Signals | 
         assert time.monotonic() - began < 6
 
 
-def test_same_bytes_as_the_local_engine(cluster: LocalCluster, tmp_path: Path) -> None:
-    """The command as it is typed; the workers of the cluster are in another folder."""
+def shards(output: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("c/**/*") if path.is_file()}
+
+
+def test_same_bytes_as_the_local_engine_also_where_the_command_was_killed(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    """Begun on a cluster of its own, gone on with on one whose workers are in another folder."""
     random = np.random.default_rng(0)
-    tifffile.imwrite(tmp_path / "big.tif", random.integers(0, 256, (300, 200, 3), np.uint8), tile=(64, 64))
-    contents = []
-    for number, engine in enumerate([[], ["--engine", "dask", "--scheduler", cluster.scheduler_address]]):
-        command = [sys.executable, "-m", "pipeline.infer", "big.tif", "-o", f"{number}.zarr", "--tile", "128,128"]
-        done = subprocess.run(
-            [*command, *engine],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0 and "6 tiles, mask" in done.stdout, done.stderr
-        shards = sorted(path for path in (tmp_path / f"{number}.zarr").rglob("c/**/*") if path.is_file())
-        contents.append({str(path.relative_to(tmp_path / f"{number}.zarr")): path.read_bytes() for path in shards})
-    assert len(contents[0]) >= 6 and contents[0] == contents[1]
+    tifffile.imwrite(tmp_path / "big.tif", random.integers(0, 256, (300, 300, 3), np.uint8), tile=(64, 64))
+    command = "-m pipeline.infer big.tif -o dask.zarr --network unet-tiny --tile 64,64 --engine dask --workers 2"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    killed = subprocess.Popen([sys.executable, *command.split()], cwd=tmp_path, env=environment)
+    ledger = tmp_path / "dask.zarr" / "ledger" / "ledger.txt"
+    end = time.monotonic() + 100
+    while time.monotonic() < end and (not ledger.exists() or ledger.read_text().count("\n") < 4):
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    options: dict[str, Any] = {"tile": (64, 64), "workers": 1}
+    pipeline.predict(tmp_path / "big.tif", "unet-tiny", tmp_path / "local.zarr", **options)
+    options |= {"engine": "dask", "scheduler": cluster.scheduler_address}
+    result = pipeline.predict(tmp_path / "big.tif", "unet-tiny", tmp_path / "dask.zarr", **options)
+    assert 0 < result.resumed < 25
+    assert len(shards(tmp_path / "local.zarr")) == 25 and shards(tmp_path / "local.zarr") == shards(
+        tmp_path / "dask.zarr"
+    )
 
 
 def test_scheduler_without_the_engine_is_refused() -> None:
-    with pytest.raises(ValueError, match="scheduler tcp://a:1 is for engine dask, not local"):
+    with pytest.raises(ValueError, match="option scheduler=tcp://a:1: is for engine dask, not local"):
         options(scheduler="tcp://a:1")
