@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
+
+import psutil
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -119,16 +120,23 @@ def prepared(folder: Path, gcs: int, **options: str | int) -> Iterator[Head]:
         yield Head(checkout, variables, f"127.0.0.1:{gcs}")
     finally:
         if (home / "head.pid").exists():
-            pid = int((home / "head.pid").read_text())
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-            until(lambda: not running(pid), 60, "end of the head")
+            end(int((home / "head.pid").read_text()), temporary)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def end(pid: int, temporary: Path) -> None:
+    """Ends the head, and what further nodes of its session leave behind."""
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).terminate()
+    until(lambda: not running(pid), 60, "end of the head")
+    for process in psutil.process_iter(["cmdline"]):
+        if any(f"{temporary}/" in word for word in process.info["cmdline"] or ()):
+            process.kill()
 
 
 def running(pid: int) -> bool:
     """Whether there is such a process, and not only what its parent has not looked at yet."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
