@@ -16,13 +16,13 @@ import torch
 from pipeline import describing, planning
 from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
+from pipeline.ledgers import FOLDER, Held, forget_ledger, hold, open_ledger, read_ledger
 from pipeline.network.graph import blank
 from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, Run, default_workers, drive
-from pipeline.stitching.ledger import Ledger, Lock
-from pipeline.storage.disk import writing
 from pipeline.storage.image import Image, open_image
+from pipeline.storage.location import Location, is_url, local_path, location_of
 from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
@@ -30,8 +30,6 @@ from pipeline.worker import Job, extend_to
 
 __all__ = ["Report", "Result", "TilesFailed", "convert", "extend", "plan", "predict", "predict_lazy", "receptive_field",
            "verify"]  # fmt: skip
-
-LEDGER = "ledger"
 
 
 @dataclass
@@ -83,7 +81,7 @@ def predict(
         run = _begin(image, os.fspath(output), analysis, asked)
         results = _work([run], analysis, asked, report, own_process)
     else:
-        runs, lost = _begin_all(list(image), Path(output), analysis, asked)
+        runs, lost = _begin_all(list(image), os.fspath(output), analysis, asked)
         results = _work(runs, analysis, asked, report, own_process) if runs else []
         if lost:
             raise TilesFailed(f"{len(lost)} of {len(image)} images failed: " + "; ".join(lost), results)
@@ -142,7 +140,7 @@ def verify(output: str | os.PathLike[str], image: Any = None, net: Any = None) -
         network = load_network(net if net is not None else source["network"], **source["load"])
         if network.identity != plan.network["identity"]:
             raise ValueError(f"{output} was made with another network than {network.name}")
-    with Ledger.read(Path(output) / LEDGER) as ledger:
+    with read_ledger(target.location) as ledger:
         return check_output(target, plan, ledger, opened, network)
 
 
@@ -197,60 +195,59 @@ def _begin(image: Any, output: str, analysis: planning.Analysis | None, asked: O
     """
     opened = _open(image, analysis.channels if analysis else None, asked)
     opened.cache_bytes = planning.cache_bytes(asked)
-    path = Path(output)
-    _spare(image, path)
-    ours = is_ours(path)
+    location = location_of(output)
+    _spare(image, location)
+    location.check_parent()
+    ours = is_ours(output)
     plan = None if ours and not asked.overwrite else planning.plan_any(opened, analysis, asked)
     if plan is not None and not ours:
-        check_free(path, plan.layout)
-    lock = Lock(path / LEDGER)
+        check_free(output, plan.layout)
+    lock = hold(location)
     try:
-        if is_ours(path):
+        if is_ours(output):
             if not asked.overwrite:
-                return _resume(path, opened, analysis, asked, lock)
-            (path / LEDGER / "ledger.txt").unlink(missing_ok=True)
-            remove_contents(path, keep=(LEDGER,))
+                return _resume(location, opened, analysis, asked, lock)
+            forget_ledger(location, lock)
+            remove_contents(output, keep=(FOLDER,))
         plan = plan or planning.plan_any(opened, analysis, asked)
-        target = create(path, plan.layout, attributes=describing.attributes(plan, image, opened, analysis, asked),
+        target = create(output, plan.layout, attributes=describing.attributes(plan, image, opened, analysis, asked),
                         **describing.placing(plan, opened, analysis), among_others=ours)  # fmt: skip
-        return Run(opened, target, plan, Ledger.open(path / LEDGER, plan.fingerprint, plan.units, lock=lock), lock)
+        return Run(opened, target, plan, open_ledger(location, plan.fingerprint, plan.units, lock), lock)
     except BaseException:
         lock.release()
         raise
 
 
-def _resume(path: Path, opened: Image, analysis: planning.Analysis | None, asked: Options, lock: Lock) -> Run:
+def _resume(location: Location, opened: Image, analysis: planning.Analysis | None, asked: Options, lock: Held) -> Run:
     """The run that goes on with what is there."""
-    target = open_output(path)
+    target = open_output(str(location))
     stored = Plan.from_json(target.attributes["plan"])
-    planning.check_stored(stored, opened, analysis, asked, str(path))
+    planning.check_stored(stored, opened, analysis, asked, str(location))
     target.restore()
-    run = Run(opened, target, stored, Ledger.open(path / LEDGER, stored.fingerprint, stored.units, lock=lock), lock)
+    run = Run(opened, target, stored, open_ledger(location, stored.fingerprint, stored.units, lock), lock)
     run.check()
     return run
 
 
-def _spare(image: Any, output: Path) -> None:
+def _spare(image: Any, output: Location) -> None:
     """Raises ValueError where the image is the output or lies in it, by whatever path."""
-    if not isinstance(image, str | os.PathLike) or not os.path.exists(output):
+    if not isinstance(image, str | os.PathLike):
         return
-    source = Path(os.path.realpath(image))
-    if os.path.samefile(output, source):
+    if output.is_same(local_path(image)):
         raise ValueError(f"the output {output} is the image itself: give another name with -o")
-    if any(os.path.samefile(output, folder) for folder in source.parents):
+    if output.holds(local_path(image)):
         raise ValueError(f"the image {os.fspath(image)} lies in the output {output}: give another name with -o")
 
 
 def _begin_all(
-    images: list[Any], folder: Path, analysis: planning.Analysis, asked: Options
+    images: list[Any], folder: str, analysis: planning.Analysis, asked: Options
 ) -> tuple[list[Run], list[str]]:
     """A run for each image that opens, and a line for each that does not."""
-    if is_ours(folder) or (folder.exists() and not folder.is_dir()):
+    within = location_of(folder)
+    within.check_parent("outputs")
+    if is_ours(folder):
         raise ValueError(f"{folder} is no folder, but several images need one for their outputs: give another name")
-    if not folder.parent.is_dir():
-        raise FileNotFoundError(f"folder {folder.parent} of the outputs does not exist: create it first")
-    with writing(folder):
-        folder.mkdir(exist_ok=True)
+    within.make()
     runs, lost, taken = [], [], set[str]()
     for number, image in enumerate(images):
         name = Path(image).name.split(".")[0] if isinstance(image, str | os.PathLike) else f"image-{number}"
@@ -258,7 +255,7 @@ def _begin_all(
             name += f"-{number}"
         taken.add(name)
         try:
-            runs.append(_begin(image, str(folder / f"{name}.zarr"), analysis, asked))
+            runs.append(_begin(image, str(within.within(f"{name}.zarr")), analysis, asked))
         except (ValueError, FileNotFoundError) as error:
             lost.append(f"{image if isinstance(image, str | os.PathLike) else name}: {error}")
     return runs, lost
@@ -277,14 +274,14 @@ def _work(
         if not all(run.settled for run in runs):
             job = Job(
                 [run.image for run in runs],
-                [os.path.abspath(run.output.path) for run in runs],
+                [run.output.location.everywhere() for run in runs],
                 analysis.network if analysis else None,
                 analysis.device if analysis else "cpu",
             )
             address = asked.scheduler if asked.engine == "dask" else asked.address
             place = Place(asked.engine, asked.workers, own_process, asked.worker_cpus, asked.worker_gpus, address)
             drive(job, runs, place, report=report)
-        return [Result(str(r.output.path), r.plan, r.resumed, r.failures) for r in runs]
+        return [Result(r.output.path, r.plan, r.resumed, r.failures) for r in runs]
     finally:
         torch.set_num_threads(threads)
         for run in runs:
@@ -295,6 +292,6 @@ def expand(patterns: Sequence[str]) -> list[str]:
     """Paths that shell-like patterns stand for, each once; what is a file already is taken at its word."""
     found: list[str] = []
     for pattern in patterns:
-        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        matches = [pattern] if is_url(pattern) or os.path.exists(pattern) else sorted(glob.glob(pattern))
         found += matches or [pattern]
     return list(dict.fromkeys(found))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
@@ -18,11 +17,13 @@ import numpy as np
 
 from pipeline.engines import local
 from pipeline.engines.units import Failure, Outcome
+from pipeline.ledgers import Held
 from pipeline.preflight import preflight
 from pipeline.stitching import preview
-from pipeline.stitching.ledger import Ledger, Lock
-from pipeline.storage.disk import OutputError, replace
+from pipeline.stitching.ledger import Ledger
+from pipeline.storage.disk import OutputError
 from pipeline.storage.image import Image
+from pipeline.storage.location import Location
 from pipeline.storage.output import Output
 from pipeline.tiling.plan import Plan
 from pipeline.worker import THUMBNAILS, Item, Job, start
@@ -41,7 +42,7 @@ class Run:
     output: Output
     plan: Plan
     ledger: Ledger
-    lock: Lock | None = None
+    lock: Held | None = None
     """Held where the ledger does not hold it itself."""
     resumed: int = 0
     """Units that were done when this run began."""
@@ -54,7 +55,7 @@ class Run:
     @property
     def settled(self) -> bool:
         """Finished, and no preview is left to draw."""
-        return self.finished and not (Path(self.output.path) / THUMBNAILS).is_dir()
+        return self.finished and not self.output.location.names(THUMBNAILS)
 
     def missing(self, units: range) -> list[int]:
         return [unit for unit in units if not self.ledger.done(unit)]
@@ -66,10 +67,10 @@ class Run:
 
     def check(self) -> None:
         """Forget units of which a shard is missing or of another length, so that they are done again."""
-        lost = []
+        lost, lengths = [], self.output.lengths()
         for unit, records in self.ledger:
             level, region = self.plan.region_of(unit)
-            if self.output.check(level, region, records):
+            if self.output.check(level, region, records, lengths):
                 lost.append(unit)
         self.ledger.forget(lost)
         self.resumed = self.ledger.count
@@ -132,7 +133,7 @@ def drive(job: Job, runs: Sequence[Run], place: Place, *, report: Report | None)
         if run.finished:
             try:
                 write_preview(run)
-            except OSError as error:
+            except (OSError, OutputError) as error:
                 log.warning("%s is finished, but its preview cannot be written: %s", run.output.path, error)
 
 
@@ -201,25 +202,26 @@ def _named(run: Run, unit: int, failure: Failure) -> str:
     return f"{place}: {failure.message}"
 
 
-def preview_path(output: str | os.PathLike[str]) -> Path:
-    """big.preview.png of big.zarr."""
-    path = Path(os.path.abspath(output))
-    return path.with_name((path.name.removesuffix(".zarr") or path.name) + ".preview.png")
+def preview_of(output: Location) -> tuple[Location, str]:
+    """Where the preview of an output lies, and its name: big.preview.png beside big.zarr."""
+    name = (output.name.removesuffix(".zarr") or output.name) + ".preview.png"
+    return output.above(), name
 
 
 def write_preview(run: Run) -> None:
     """Assemble the picture from what each tile left behind, then remove that."""
-    plan, folder = run.plan, Path(run.output.path) / THUMBNAILS
-    if plan.network is None or not folder.is_dir():
+    plan, location = run.plan, run.output.location
+    parts = location.names(THUMBNAILS)
+    folder, picture_name = preview_of(location)
+    if plan.network is None or not parts:
         return
     factor = preview.factor(plan.size)
     rows, columns = (-(-n // factor) for n in plan.size)
     picture: np.ndarray | None = None
-    parts = list(folder.glob("*.npz"))
-    if len(parts) < plan.tiles // plan.planes and preview_path(run.output.path).exists():
+    if len(parts) < plan.tiles // plan.planes and folder.length(picture_name) is not None:
         parts = []  # lost tiles were done again, the picture shows all of them already
-    for path in parts:
-        with np.load(path) as part:
+    for name in parts:
+        with np.load(io.BytesIO(location.read(f"{THUMBNAILS}/{name}"))) as part:
             values = part["pixels"]
             if picture is None:
                 picture = np.zeros((values.shape[0], rows, columns), np.float32)
@@ -233,7 +235,7 @@ def write_preview(run: Run) -> None:
             _small_mask(run),
             size=plan.size,
             lines=(lines[0], lines[1]),
-            title=Path(run.output.path).name,
+            title=location.name,
             facts=[f"{plan.size[1]} x {plan.size[0]} pixels", f"{tiles} tile{'s' * (tiles > 1)}", plan.kind,
                    f"network {card.get('name', '')}"],
             classes=card.get("class_names") or (),
@@ -241,8 +243,8 @@ def write_preview(run: Run) -> None:
         )  # fmt: skip
         content = io.BytesIO()
         page.save(content, "PNG")
-        replace(preview_path(run.output.path), [content.getvalue()])
-    shutil.rmtree(folder)
+        folder.write(picture_name, [content.getvalue()])
+    location.remove(THUMBNAILS)
 
 
 def _small_mask(run: Run) -> np.ndarray:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 
 from pipeline.network.loading import Network
 from pipeline.stitching import blending, preview, pyramid
-from pipeline.storage.disk import replace
+from pipeline.storage.disk import OutputError
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.output import Output, Record, open_output
 from pipeline.tiling.geometry import Interval, Region
@@ -101,8 +100,8 @@ class Worker:
         thumbnail = preview.thumbnail(pixels[:3, *within.slices], core, preview.factor(self.plan.size))
         content = io.BytesIO()
         np.savez(content, y=thumbnail[0], x=thumbnail[1], pixels=thumbnail[2])
-        with suppress(OSError):  # a picture that cannot be drawn is no reason to lose a tile
-            replace(Path(self.output.path) / THUMBNAILS / f"{unit}.npz", [content.getvalue()])
+        with suppress(OutputError):  # a picture that cannot be drawn is no reason to lose a tile
+            self.output.location.write(f"{THUMBNAILS}/{unit}.npz", [content.getvalue()])
 
 
 class Model:

@@ -95,10 +95,13 @@ class Ledger:
         self._scan()
 
     @classmethod
-    def open(cls, folder: str | os.PathLike[str], fingerprint: str, units: int, *, lock: Lock | None = None) -> Ledger:
+    def open(
+        cls, folder: str | os.PathLike[str], fingerprint: str, units: int, *, lock: Lock | None = None, name: str = ""
+    ) -> Self:
         """The ledger in the folder to go on with, or a new one; locked until it is closed.
 
         lock: one that the caller holds already; it is the ledger's from here on, also where this raises.
+        name: of the output in messages, where that is not the folder that holds this one.
         Raises LedgerError where another run holds the lock, or where the ledger is of another fingerprint.
         """
         held = Lock(folder) if lock is None else lock
@@ -110,7 +113,7 @@ class Ledger:
                     _write_header(path, fingerprint, units)
             elif (header["fingerprint"], header["units"]) != (fingerprint, units):
                 raise LedgerError(
-                    f"{path.parent.parent} was begun by a run that differs (fingerprint "
+                    f"{name or path.parent.parent} was begun by a run that differs (fingerprint "
                     f"{header['fingerprint'][:12]}, now {fingerprint[:12]}): use --overwrite to start anew"
                 )
             ledger = cls(path, fingerprint, units, writable=True, lock=held)
@@ -121,7 +124,7 @@ class Ledger:
         return ledger
 
     @classmethod
-    def read(cls, folder: str | os.PathLike[str]) -> Ledger:
+    def read(cls, folder: str | os.PathLike[str], *, name: str = "") -> Self:
         """The ledger in the folder to look at: takes no lock and changes nothing.
 
         Raises LedgerError where there is none.
@@ -129,7 +132,7 @@ class Ledger:
         path = Path(folder) / FILE
         header = _read_header(path)
         if header is None:
-            raise LedgerError(f"{path.parent.parent} has no ledger that can be read")
+            raise LedgerError(f"{name or path.parent.parent} has no ledger that can be read")
         return cls(path, header["fingerprint"], header["units"], writable=False, lock=None)
 
     @property

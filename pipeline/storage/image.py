@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from pipeline.storage import scratch
 from pipeline.storage.cache import ChunkCache
+from pipeline.storage.location import is_url, local_path
 from pipeline.storage.opening import identity, open_source
 from pipeline.storage.source import Direct, ImageReadError, Index, Metadata, Source
 from pipeline.tiling.geometry import Interval, Region
@@ -30,7 +32,7 @@ HALO_PART = 16
 def open_image(
     source: Any, *, axes: str | None = None, level: int = 0, channels: int | None = None, time: int = 0
 ) -> Image:
-    """Open an image, reading only its metadata: a path, or a NumPy, dask or Zarr array.
+    """Open an image, reading only its metadata: a path or URL, or a NumPy, dask or Zarr array.
 
     `axes` names the source's axes where its metadata do not or are wrong, for instance "YXC"; `level` picks a
     resolution, 0 the finest; `time` the time where there are several. `channels`, what the network takes, serves
@@ -46,7 +48,8 @@ def open_image(
         "time": time,
     }
     if isinstance(source, str | os.PathLike):
-        source = os.path.abspath(os.fspath(source))
+        source = local_path(source)
+        source = source if is_url(source) else os.path.abspath(source)
     image = Image(source, options)
     for note in image._meta.notes:
         log.warning("%s: %s", source if isinstance(source, str) else "the array", note)
@@ -176,7 +179,7 @@ class Image:
         """The copy in scratch, made if it is not there yet."""
         if self._copy is None:
             self._scratch = scratch.copy(self._original, self._meta.name or "the image")
-            self._copy = scratch.Copy(self._scratch.path, self._meta)
+            self._copy = scratch.Copy(self._scratch.path, replace(self._meta, keeps=None))
         return self._copy
 
     def _gather(self, source: Source, picked: list[int], plane: int, region: Region) -> np.ndarray:
@@ -249,8 +252,9 @@ class Image:
             self._cache.clear()
             self._source.close()
             self._original.close()
-            if self._scratch is not None:
-                self._scratch.remove()
+            for folder in (self._scratch, self._meta.keeps):
+                if folder is not None:
+                    folder.remove()
 
     def __enter__(self) -> Image:
         return self

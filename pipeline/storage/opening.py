@@ -12,14 +12,19 @@ import numpy as np
 
 from pipeline.storage import scratch
 from pipeline.storage.arrays import ArraySource, DaskSource, open_npy
+from pipeline.storage.location import is_url
 from pipeline.storage.source import Source
 
+TIFF = (b"II", b"MM", b"EP")
+"""How TIFF files begin."""
 SAMPLES = 64
 """Chunks of which an image's identity is made."""
 
 
 def open_source(source: Any, *, axes: str | None, level: int, channels: int | None, time: int) -> Source:
     if isinstance(source, str):
+        if is_url(source):
+            return _open_url(source, axes, level, channels, time)
         return _open_path(Path(source), axes, level, channels, time)
     if isinstance(source, scratch.Copy):
         return source.open()
@@ -34,6 +39,33 @@ def open_source(source: Any, *, axes: str | None, level: int, channels: int | No
     if isinstance(source, np.ndarray) or hasattr(source, "__array__"):
         return ArraySource(np.asarray(source), axes, channels, time)
     raise ValueError(f"an image is a path, a NumPy, dask or Zarr array, not {type(source).__name__}")
+
+
+def _open_url(url: str, axes: str | None, level: int, channels: int | None, time: int) -> Source:
+    from pipeline.storage import remote
+    from pipeline.storage.zarrs import open_zarr
+
+    try:
+        file = remote.RemoteFile(url)
+    except FileNotFoundError:
+        if not remote.is_zarr(url):
+            raise
+        return open_zarr(url, axes, level, channels, time, remote.zarr_store(url))
+    if file.size == 0:
+        raise ValueError(f"{url} is empty")
+    source: Source | None = None
+    start = file.read(2)
+    file.seek(0)
+    if start in TIFF:
+        from pipeline.storage.tiff import open_tiff
+
+        source = open_tiff(file, axes, level, time)
+    if source is None:
+        folder, path = remote.fetch(file)
+        source = _open_path(path, axes, level, channels, time)
+        source.metadata.keeps = folder
+    source.metadata.etag = file.etag
+    return source
 
 
 def _open_path(path: Path, axes: str | None, level: int, channels: int | None, time: int) -> Source:
@@ -54,10 +86,12 @@ def _open_path(path: Path, axes: str | None, level: int, channels: int | None, t
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     if not start:
         raise ValueError(f"{path} is empty")
-    if start[:2] in (b"II", b"MM", b"EP"):
+    if start[:2] in TIFF:
         from pipeline.storage.tiff import open_tiff
 
-        return open_tiff(path, axes, level, time)
+        opened = open_tiff(path, axes, level, time)
+        assert opened is not None, "a file of this machine need not be fetched"
+        return opened
     if level != 0:
         raise ValueError(f"{path} has no level {level}")
     if start.startswith(b"\x93NUMPY"):
@@ -70,11 +104,17 @@ def _open_path(path: Path, axes: str | None, level: int, channels: int | None, t
 
 
 def identity(source: Source) -> str:
-    """Hash of size, shape, dtype and 64 chunks that are drawn by number alone; of all pixels of an array."""
+    """Hash of size, shape, dtype and 64 chunks that are drawn by number alone; of all pixels of an array.
+
+    Of a file in an object store, its ETag stands for the chunks.
+    """
     head = {"shape": source.shape, "dtype": source.dtype.str.lstrip("<>=|"), "bytes": source.size}
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     if isinstance(source, ArraySource) and source.size == 0:
         digest.update(source.content().encode())
+        return digest.hexdigest()
+    if source.metadata.etag:
+        digest.update(source.metadata.etag.encode())
         return digest.hexdigest()
     counts = [-(-n // c) for n, c in zip(source.shape, source.chunk, strict=True)]
     picker = random.Random(0)

@@ -15,14 +15,15 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.storage.disk import PARTIAL, OutputError, partials, remove, replace, writing
+from pipeline.storage.cloud import StoreError
+from pipeline.storage.disk import OutputError
+from pipeline.storage.location import Lengths, Location, location_of
 from pipeline.storage.ome import RGB, Description
 from pipeline.storage.shards import codecs, encode, length_and_checksum
 from pipeline.tiling.geometry import Interval
@@ -40,26 +41,30 @@ KEY = "pipeline"
 """Of the group's attributes: what is ours, and by what an output of ours is recognised."""
 COMPANIONS = ("ledger", "preview")
 """Folders that may lie in an output beside its arrays."""
-BLOCK = 1 << 20
 
 
 class Output:
     """An open output. Writing and reading it needs no lock as long as one worker owns each shard."""
 
-    def __init__(self, path: Path, attributes: dict[str, Any]) -> None:
-        self.path = path
+    def __init__(self, location: Location, attributes: dict[str, Any]) -> None:
+        self.location = location
         self.attributes = attributes
         self.layout = Layout.from_json(attributes["layout"])
         self.dtype = np.dtype(self.layout.dtype)
         self.fill = np.array(attributes["fill"], self.dtype)
 
+    @property
+    def path(self) -> str:
+        """Path or URL."""
+        return str(self.location)
+
     @cached_property
     def arrays(self) -> tuple[zarr.Array[Any], ...]:
         """The levels, finest first, as read-only zarr arrays."""
         import zarr
-        from zarr.storage import LocalStore, StorePath
+        from zarr.storage import StorePath
 
-        store = LocalStore(self.path, read_only=True)
+        store = self.location.zarr_store()
         levels = range(len(self.layout.shapes))
         return tuple(zarr.Array.from_dict(StorePath(store, str(k)), _array_metadata(self, k)) for k in levels)
 
@@ -84,12 +89,11 @@ class Output:
 
     def _write_shard(self, level: int, position: tuple[int, ...], part: NDArray[Any]) -> Record:
         pieces = encode(part, self.layout.shards[level], self.layout.chunk, self.fill)
-        path = self.path / self._key(level, position)
-        with writing(self.path):
-            if pieces is None:
-                path.unlink(missing_ok=True)
-                return None
-            replace(path, pieces)
+        key = self._key(level, position)
+        if pieces is None:
+            self.location.remove(key)
+            return None
+        self.location.write(key, pieces)
         return length_and_checksum(pieces)
 
     def read(self, level: int, region: Regions) -> NDArray[Any]:
@@ -97,9 +101,17 @@ class Output:
         pixels: NDArray[Any] = np.asarray(self.arrays[level][tuple(i.slice for i in region)])
         return pixels
 
-    def check(self, level: int, region: Regions, records: Sequence[Record]) -> list[str]:
+    def lengths(self) -> Lengths:
+        """For `check`: the lengths of all shards as they are now, by a listing where that costs less."""
+        levels = [self.location.lengths(str(level)) for level in range(len(self.layout.shapes))]
+        return lambda key: levels[int(key.partition("/")[0])](key)
+
+    def check(
+        self, level: int, region: Regions, records: Sequence[Record], lengths: Lengths | None = None
+    ) -> list[str]:
         """Names of the region's shards that are missing or of another length than their records say. Cheap."""
-        return [key for key, record in self._keys(level, region, records) if self._length(key) != _length_of(record)]
+        length = lengths or self.location.length
+        return [key for key, record in self._keys(level, region, records) if length(key) != _length_of(record)]
 
     def checksum(self, level: int, region: Regions, records: Sequence[Record]) -> list[str]:
         """Names of the region's shards whose bytes are not those that their records say. Reads them all."""
@@ -107,26 +119,17 @@ class Output:
 
     def update_attributes(self, **changes: Any) -> None:
         """Set some of our attributes, at once or not at all. Only the driver of a run may call it."""
-        group = _read_group(self.path)
+        group = _read_group(self.location)
         group["attributes"][KEY] = self.attributes = {**self.attributes, **changes}
-        with writing(self.path):
-            replace(self.path / "zarr.json", [_json(group)])
+        self.location.write("zarr.json", [_json(group)])
 
     def restore(self) -> None:
         """Make good what a kill may have left undone: metadata of the arrays, and half-written files to remove."""
-        with writing(self.path):
-            for level in range(len(self.layout.shapes)):
-                path = self.path / str(level) / "zarr.json"
-                if not path.is_file():
-                    replace(path, [_json(_array_metadata(self, level))])
-            for partial in list(self._partials()):
-                partial.unlink(missing_ok=True)
-
-    def _partials(self) -> Iterator[Path]:
-        """Half-written files among our own: beside the metadata, in the levels and in their companions."""
-        yield from self.path.glob(f"*{PARTIAL}")
-        for name in (*COMPANIONS, *(str(k) for k in range(len(self.layout.shapes)))):
-            yield from partials(self.path / name)
+        levels = [str(level) for level in range(len(self.layout.shapes))]
+        for level, name in enumerate(levels):
+            if self.location.length(f"{name}/zarr.json") is None:
+                self.location.write(f"{name}/zarr.json", [_json(_array_metadata(self, level))])
+        self.location.sweep([*COMPANIONS, *levels])
 
     def _keys(self, level: int, region: Regions, records: Sequence[Record]) -> Iterator[tuple[str, Record]]:
         positions = self.layout.shards_within(level, tuple(region))
@@ -138,19 +141,12 @@ class Output:
     def _key(self, level: int, position: tuple[int, ...]) -> str:
         return "/".join(map(str, (level, "c", *position)))
 
-    def _length(self, key: str) -> int | None:
-        try:
-            return os.stat(f"{self.path}/{key}").st_size
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
     def _record(self, key: str) -> Record:
         crc = length = 0
         try:
-            with open(self.path / key, "rb") as file:
-                while block := file.read(BLOCK):
-                    crc = google_crc32c.extend(crc, block)
-                    length += len(block)
+            for block in self.location.blocks(key):
+                crc = google_crc32c.extend(crc, block)
+                length += len(block)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return length, crc
@@ -179,7 +175,7 @@ def create(
 
     Raises OutputError where the path is taken or cannot be written, FileNotFoundError where its folder is missing.
     """
-    target = Path(path)
+    target = location_of(path)
     check_free(target, layout, among_others)
     ours = {**attributes, "layout": layout.to_json(), "fill": fill}
     output = Output(target, ours)
@@ -199,29 +195,31 @@ def create(
         "attributes": {"ome": description.attributes(layout), KEY: ours},
     }
     content = _json(group)
-    with writing(target):
-        target.mkdir(exist_ok=True)
-        # The group comes first: from then on the output is ours, and `restore` can add what is missing.
-        replace(target / "zarr.json", [content])
-        for level in range(len(layout.shapes)):
-            replace(target / str(level) / "zarr.json", [_json(_array_metadata(output, level))])
+    target.make()
+    # The group comes first: from then on the output is ours, and `restore` can add what is missing.
+    target.write("zarr.json", [content])
+    for level in range(len(layout.shapes)):
+        target.write(f"{level}/zarr.json", [_json(_array_metadata(output, level))])
     return output
 
 
 def open_output(path: str | os.PathLike[str]) -> Output:
     """An output of ours. Raises OutputError for anything else, FileNotFoundError where there is nothing."""
-    target = Path(path)
+    target = location_of(path)
     if not target.exists():
         raise FileNotFoundError(f"{target}: there is no such output")
-    if not is_ours(target):
+    if not is_ours(path):
         raise OutputError(f"{target} is not an output of pipeline: it has no zarr.json with a {KEY!r} attribute")
     return Output(target, _read_group(target)["attributes"][KEY])
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
-    """Whether the path is an output that `create` made."""
+    """Whether the path is an output that `create` made. Raises StoreError where an object store does not answer."""
+    target = location_of(path)
     try:
-        ours = _read_group(Path(path))["attributes"][KEY]
+        ours = _read_group(target)["attributes"][KEY]
+    except StoreError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return isinstance(ours, dict) and "layout" in ours and "fill" in ours
@@ -233,28 +231,26 @@ def remove_contents(path: str | os.PathLike[str], keep: Sequence[str] = ()) -> l
     The group's metadata go last, so that an interrupted removal can be repeated. The folder itself goes where
     nothing is left. Symbolic links are removed, never followed. Raises OutputError for anything that is not ours.
     """
-    target = Path(path)
-    output = open_output(target)
+    output = open_output(path)
+    target = output.location
     levels = [str(k) for k in range(len(output.layout.shapes))]
-    with writing(target):
-        for name in (*COMPANIONS, *levels, "zarr.json"):
-            if name not in keep:
-                remove(target / name)
-        left = sorted(os.listdir(target))
-        if not left and not target.is_symlink():
-            target.rmdir()
+    for name in (*COMPANIONS, *levels, "zarr.json"):
+        if name not in keep:
+            target.remove(name)
+    target.sweep([])
+    left = target.names()
+    if not left:
+        target.vanish()
     return left
 
 
-def check_free(target: Path, layout: Layout, among_others: bool = False) -> None:
+def check_free(path: str | os.PathLike[str] | Location, layout: Layout, among_others: bool = False) -> None:
     """Raises what `create` would raise for this path, and touches nothing."""
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"folder {target.parent} of the output does not exist: create it first")
-    if not os.path.lexists(target):
+    target = location_of(path) if isinstance(path, str | os.PathLike) else path
+    target.check_parent()
+    if not target.exists():
         return
-    if not target.is_dir():
-        raise OutputError(f"{target} exists and is not an output of pipeline: give another name")
-    names = {n for n in os.listdir(target) if not n.endswith(PARTIAL)} - set(COMPANIONS)
+    names = set(target.names()) - set(COMPANIONS)
     taken = {"zarr.json", ".zgroup", ".zarray", *(str(k) for k in range(len(layout.shapes)))}
     if names & taken or (names and not among_others):
         some = ", ".join(sorted(names)[:3])
@@ -279,8 +275,8 @@ def _array_metadata(output: Output, level: int) -> dict[str, Any]:
     }
 
 
-def _read_group(path: Path) -> dict[str, Any]:
-    group: dict[str, Any] = json.loads((path / "zarr.json").read_bytes())
+def _read_group(target: Location) -> dict[str, Any]:
+    group: dict[str, Any] = json.loads(target.read("zarr.json"))
     return group
 
 

@@ -198,6 +198,6 @@ class Copy:
     def open(self) -> ZarrSource:
         array: Any = zarr.open_array(str(self.folder / "image"), mode="r")
         metadata = replace(self.metadata)
-        source = ZarrSource(array, None, "CZYX", metadata, self.folder)
+        source = ZarrSource(array, None, "CZYX", metadata, str(self.folder))
         metadata.axes, metadata.volumetric = self.metadata.axes, self.metadata.volumetric
         return source

@@ -32,6 +32,10 @@ class Metadata:
     crs: str | None = None
     geotransform: tuple[float, ...] | None = None
     channel_names: list[str] = field(default_factory=list)
+    etag: str = ""
+    """What an object store says of the version of a file; its content is not read to identify it."""
+    keeps: Any = None
+    """What lives as long as the image: the folder of a file that was fetched."""
     levels: tuple[tuple[int, ...], ...] = ()
     """Shapes of all levels, finest first, each (c, y, x) or (c, z, y, x); empty for one level."""
     extra: dict[str, Any] = field(default_factory=dict)

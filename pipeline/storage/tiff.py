@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import mmap
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ import tifffile
 
 from pipeline.storage import streams, tiff_legacy
 from pipeline.storage.arrays import release
+from pipeline.storage.remote import RemoteFile, read_at
 from pipeline.storage.source import ImageReadError, Index, Metadata, Source, native, one_line
 from pipeline.storage.tiff_layout import PageLayout
-from pipeline.storage.tiff_mapped import MappedPages
+from pipeline.storage.tiff_mapped import MappedPages, RangedPages
 from pipeline.storage.tiff_metadata import describe
 
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what matters comes as one line of an error
@@ -28,8 +28,11 @@ THUMBNAIL = 16
 """An image with this many times fewer pixels than a later one is its thumbnail."""
 
 
-def open_tiff(path: Path, axes: str | None, level: int, time: int = 0) -> Source:
-    """The image of the file at that level. Raises ValueError for what cannot be read."""
+def open_tiff(path: Path | RemoteFile, axes: str | None, level: int, time: int = 0) -> Source | None:
+    """The image of the file at that level; None for an object that must be fetched first.
+
+    Raises ValueError for what cannot be read.
+    """
     try:
         file = tifffile.TiffFile(path)
     except Exception as error:  # damage surfaces in tifffile as any of Python's errors
@@ -44,7 +47,7 @@ def open_tiff(path: Path, axes: str | None, level: int, time: int = 0) -> Source
         raise ValueError(f"{path}: damaged TIFF file: {type(error).__name__}: {one_line(error)}") from error
 
 
-def _open(file: tifffile.TiffFile, path: Path, axes: str | None, level: int, time: int) -> Source:
+def _open(file: tifffile.TiffFile, path: Path | RemoteFile, axes: str | None, level: int, time: int) -> Source | None:
     series, notes = _chosen_series(file, path)
     if not 0 <= level < len(series.levels):
         raise ValueError(f"{path} has levels 0 to {len(series.levels) - 1}: level {level} is not among them")
@@ -57,18 +60,19 @@ def _open(file: tifffile.TiffFile, path: Path, axes: str | None, level: int, tim
         )
     layout = PageLayout.of(series, axes, time, str(path))
     metadata = describe(file, finest, series)
-    metadata.name = metadata.name or path.name.split(".")[0]
+    metadata.name = metadata.name or str(path).rpartition("/")[2].split(".")[0]
     metadata.notes = notes + layout.arrangement.notes
     metadata.levels = tuple(_shape(s, axes, time, str(path)) for s in finest.levels)
     metadata.axes, metadata.volumetric = layout.arrangement.axes, layout.arrangement.shape4[1] > 1
     if tiff_legacy.is_needed(keyframe):
-        return tiff_legacy.open_page(file, series, metadata, path)
+        return tiff_legacy.open_page(file, series, metadata, path) if isinstance(path, Path) else None
     if keyframe.is_final and lookup_table(keyframe) is None:
-        return MappedPages(file, series, layout, metadata)
-    return TiffSource(file, series, layout, metadata)
+        pages = MappedPages if isinstance(path, Path) else RangedPages
+        return pages(file, series, layout, metadata, str(path))
+    return TiffSource(file, series, layout, metadata, str(path))
 
 
-def _chosen_series(file: tifffile.TiffFile, path: Path) -> tuple[Any, list[str]]:
+def _chosen_series(file: tifffile.TiffFile, path: Path | RemoteFile) -> tuple[Any, list[str]]:
     """The first image, masks and thumbnails aside: one with a sixteenth of a later one's pixels is a thumbnail too."""
     usable = [s for s in file.series if s.shape and s.keyframe.shape]
     full = [s for s in usable if not int(s.keyframe.subfiletype) & 0b101]
@@ -112,9 +116,9 @@ def lookup_table(page: Any) -> np.ndarray | None:
 class TiffSource:
     """Strips or tiles, decoded one by one."""
 
-    def __init__(self, file: tifffile.TiffFile, series: Any, layout: PageLayout, metadata: Metadata) -> None:
+    def __init__(self, file: tifffile.TiffFile, series: Any, layout: PageLayout, metadata: Metadata, name: str) -> None:
         self.file, self.series, self.layout, self.metadata = file, series, layout, metadata
-        self._name = file.filehandle.path
+        self._name = name
         self.keyframe = series.keyframe
         self.size = file.filehandle.size
         self.dtype = native(np.dtype(series.dtype), self._name)
@@ -185,15 +189,20 @@ class TiffSource:
 
     def _stream(self, slices: tuple[slice, ...], page: Any, number: int, axis: int) -> Iterator[np.ndarray]:
         done, span = 0, slices[axis]
-        mapping = mmap.mmap(page.parent.filehandle.fileno(), 0, access=mmap.ACCESS_READ)
+        mapping = None
         try:
-            start, count = page.dataoffsets[number], page.databytecounts[number]
-            data = memoryview(mapping)[start : start + count]
+            if isinstance(page.parent.filehandle._fh, RemoteFile):
+                data = memoryview(self._stored(page, number) or b"")
+            else:
+                mapping = mmap.mmap(page.parent.filehandle.fileno(), 0, access=mmap.ACCESS_READ)
+                start, count = page.dataoffsets[number], page.databytecounts[number]
+                data = memoryview(mapping)[start : start + count]
             for block in streams.strip_blocks(self.keyframe, data, span.stop - span.start):
                 part = (*slices[:axis], slice(done, done + block.shape[1]), *slices[axis + 1 :])
                 yield self.layout.to_4d(block[np.newaxis].astype(self.series.dtype, copy=False), part)
                 done += block.shape[1]
-                release(mapping)
+                if mapping is not None:
+                    release(mapping)
         except Exception as error:  # as in decode
             raise self._failure(error, page, slices, number) from error
         if done != span.stop - span.start:
@@ -231,7 +240,7 @@ class TiffSource:
             handle.open()
         if offset >= handle.size:
             raise ValueError(f"lies at {offset}, beyond the end of the file ({handle.size} bytes)")
-        return os.pread(handle.fileno(), min(count, handle.size - offset, most), offset)
+        return read_at(handle, min(count, handle.size - offset, most), offset)
 
     def _clip(self, segment: np.ndarray, extent: tuple[int, ...]) -> np.ndarray:
         _, d, h, w, c = extent

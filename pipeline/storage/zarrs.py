@@ -21,10 +21,13 @@ def is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / mark).is_file() for mark in MARKS)
 
 
-def open_zarr(path: Path, axes: str | None, level: int, channels: int | None, time: int = 0) -> ZarrSource:
-    """An array, or a level of an OME-Zarr image. Raises ValueError for what is neither."""
+def open_zarr(
+    path: Path | str, axes: str | None, level: int, channels: int | None, time: int = 0, store: Any = None
+) -> ZarrSource:
+    """An array, or a level of an OME-Zarr image, at a path or in a store. Raises ValueError for what is neither."""
+    path = str(path)
     try:
-        node = zarr.open(str(path), mode="r")
+        node = zarr.open(path if store is None else store, mode="r")
     except Exception as error:  # damaged metadata surface in zarr as any of Python's errors
         raise ValueError(f"{path}: not a readable Zarr image: {type(error).__name__}: {one_line(error)}") from error
     try:
@@ -39,15 +42,15 @@ def open_array(array: Any, axes: str | None, channels: int | None, time: int = 0
     """A Zarr array from Python, read where it is stored. Raises ValueError for a group."""
     if not isinstance(array, zarr.Array):
         raise ValueError(f"an image is a Zarr array, not {type(array).__name__}: name one within it")
-    where = Path(str(array.store_path))
-    return ZarrSource(array, axes, _named(array), Metadata("zarr", "", where.stem), where, channels, time)
+    where = str(array.store_path)
+    return ZarrSource(array, axes, _named(array), Metadata("zarr", "", Path(where).stem), where, channels, time)
 
 
-def _open(node: Any, path: Path, axes: str | None, level: int, channels: int | None, time: int) -> ZarrSource:
+def _open(node: Any, path: str, axes: str | None, level: int, channels: int | None, time: int) -> ZarrSource:
     if isinstance(node, zarr.Array):
         if level != 0:
             raise ValueError(f"{path} is one array: it has no level {level}")
-        return ZarrSource(node, axes, _named(node), Metadata("zarr", "", path.stem), path, channels, time)
+        return ZarrSource(node, axes, _named(node), Metadata("zarr", "", Path(path).stem), path, channels, time)
     attributes = dict(node.attrs)
     inner = attributes.get("ome", attributes)
     if "multiscales" in inner:
@@ -74,7 +77,7 @@ def _named(array: Any) -> str | None:
 class Multiscale:
     """The first image of an OME-Zarr group. https://ngff.openmicroscopy.org/0.5/#multiscale-md"""
 
-    def __init__(self, group: Any, attributes: dict[str, Any], path: Path) -> None:
+    def __init__(self, group: Any, attributes: dict[str, Any], path: str) -> None:
         self.group, self.path = group, path
         self.image = attributes["multiscales"][0]
         self.omero = attributes.get("omero") or {}
@@ -92,7 +95,7 @@ class Multiscale:
         if not 0 <= level < len(self.datasets):
             raise ValueError(f"{self.path} has levels 0 to {len(self.datasets) - 1}: level {level} is not among them")
         arrays = [self.group[d["path"]] for d in self.datasets]
-        meta = Metadata("ome-zarr", self.letters, self.image.get("name") or self.path.stem)
+        meta = Metadata("ome-zarr", self.letters, self.image.get("name") or Path(self.path).stem)
         self._describe(meta, level)
         source = ZarrSource(arrays[level], axes, self.letters, meta, self.path, channels, time)
         shapes = [Arrangement.of(source.arrangement.axes, tuple(a.shape), time).shape4 for a in arrays]
@@ -128,11 +131,11 @@ class ZarrSource:
     size = 0
 
     def __init__(
-        self, array: Any, axes: str | None, named: str | None, metadata: Metadata, path: Path,
+        self, array: Any, axes: str | None, named: str | None, metadata: Metadata, path: str,
         channels: int | None = None, time: int = 0,
     ) -> None:  # fmt: skip
         self.array, self.metadata, self.path = array, metadata, path
-        shape, what = tuple(array.shape), str(path)
+        shape, what = tuple(array.shape), path
         names = given_axes(axes, shape, what) if axes else named or unnamed_axes(shape, channels, what)
         if len(names) != len(shape):
             raise ValueError(f"{what}: axes {names} do not fit shape {shape}")

@@ -1,0 +1,131 @@
+"""From s3:// to s3://, as a person types it: the same bytes as on this machine, killed, resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import obstore
+import pytest
+import tifffile
+import zarr
+from obstore.store import from_url
+
+import pipeline
+from pipeline.ledgers import hold
+from pipeline.storage.location import location_of
+from pipeline.storage.output import open_output
+
+PIXELS = np.random.default_rng(5).integers(0, 255, (500, 700, 3), np.uint8)
+OPTIONS = ["--tile", "256,256", "--workers", "2", "--kind", "probability"]
+
+
+def command(module: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", f"pipeline.{module}", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run(module: str, *arguments: str) -> tuple[int, str, str]:
+    process = command(module, *arguments)
+    out, err = process.communicate(timeout=200)
+    return process.returncode, out, err
+
+
+@pytest.fixture
+def image(bucket: str, tmp_path: Path) -> str:
+    tifffile.imwrite(tmp_path / "big.tif", PIXELS, tile=(256, 256), compression="deflate", photometric="rgb")
+    obstore.put(from_url(bucket), "images/big.tif", tmp_path / "big.tif")
+    return f"{bucket}/images/big.tif"
+
+
+def shards_in(url: str) -> dict[str, bytes]:
+    store = from_url(url)
+    names = [meta["path"] for page in obstore.list(store) for meta in page if "/c/" in meta["path"]]
+    return {name: bytes(obstore.get(store, name).bytes()) for name in names}
+
+
+def local_shards(image: Path, folder: Path) -> dict[str, bytes]:
+    pipeline.predict(image, output=folder, tile=(256, 256), kind="probability", workers=1)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if "/c/" in str(p) and p.is_file()}
+
+
+def test_a_killed_run_goes_on_and_gives_the_bytes_of_a_local_one(bucket: str, image: str, tmp_path: Path) -> None:
+    output = f"{bucket}/results/big.zarr"
+    process = command("infer", image, "-o", output, *OPTIONS)
+    while len([n for n in shards_in(output) if n.startswith("0/")]) < 3 and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    status, out, err = run("infer", image, "-o", output, *OPTIONS)
+    assert status == 0 and "units were done before" in out, (out, err)
+    assert shards_in(output) == local_shards(tmp_path / "big.tif", tmp_path / "big.zarr")
+    names = {meta["path"] for page in obstore.list(from_url(f"{bucket}/results")) for meta in page}
+    assert "big.preview.png" in names
+    assert not any("/preview/" in name or name.endswith("lease") for name in names)
+    report = pipeline.verify(output)
+    assert report.ok and report.shards == len(shards_in(output))
+    assert np.array_equal(open_output(output).arrays[0][:], zarr.open_array(tmp_path / "big.zarr/0", mode="r")[:])
+
+
+def test_a_second_run_is_refused_while_the_first_lives(bucket: str, image: str) -> None:
+    output = f"{bucket}/held.zarr"
+    result = pipeline.predict(image, output=output, tile=(256, 256), workers=1)
+    lock = hold(location_of(output))
+    try:
+        status, _, err = run("infer", image, "-o", output)
+        assert status == 2 and "is being written by another run" in err and f"process {os.getpid()}" in err
+    finally:
+        lock.release()
+    again = pipeline.predict(image, output=output, tile=(256, 256), workers=1)
+    assert again.resumed == result.plan.units
+
+
+def test_a_lost_shard_is_found_by_listing_and_made_again(bucket: str, image: str) -> None:
+    output = f"{bucket}/lost.zarr"
+    result = pipeline.predict(image, output=output, tile=(256, 256), workers=1)
+    before = shards_in(output)
+    obstore.delete(from_url(output), "0/c/1/2")
+    again = pipeline.predict(image, output=output, tile=(256, 256), workers=1)
+    assert again.resumed == result.plan.units - 1
+    assert shards_in(output) == before
+
+
+def test_overwrite_begins_anew_and_takes_only_what_is_ours(bucket: str, image: str) -> None:
+    output = f"{bucket}/again.zarr"
+    pipeline.predict(image, output=output, workers=1)
+    obstore.put(from_url(output), "notes.txt", b"mine")
+    with pytest.raises(ValueError, match="kind mask"):
+        pipeline.predict(image, output=output, workers=1, kind="logits")
+    pipeline.predict(image, output=output, workers=1, kind="logits", overwrite=True)
+    assert open_output(output).attributes["kind"] == "logits"
+    assert bytes(obstore.get(from_url(output), "notes.txt").bytes()) == b"mine"
+    obstore.put(from_url(bucket), "other/notes.txt", b"mine")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"other exists already and holds notes\.txt"):
+            pipeline.predict(image, output=f"{bucket}/other", workers=1, overwrite=overwrite)
+    with pytest.raises(ValueError, match="or lies in"):
+        pipeline.predict(image, output=f"{bucket}/images", workers=1, overwrite=True)
+
+
+def test_several_images_and_several_outputs(bucket: str, image: str) -> None:
+    results = pipeline.predict([image, image], output=f"{bucket}/many", workers=1)
+    assert [r.path for r in results] == [f"{bucket}/many/big.zarr", f"{bucket}/many/big-1.zarr"]
+    assert np.array_equal(results[0].array[:], results[1].array[:])
+
+
+def test_convert_and_open_again(bucket: str, image: str) -> None:
+    output = f"{bucket}/big.ome.zarr"
+    pipeline.convert(image, output)
+    opened = pipeline.open_image(output)
+    assert np.array_equal(opened.dask.compute(), np.moveaxis(PIXELS, -1, 0))
+    assert (
+        json.loads(bytes(obstore.get(from_url(output), "zarr.json").bytes()))["attributes"]["ome"]["version"] == "0.5"
+    )
