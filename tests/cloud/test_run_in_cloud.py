@@ -111,7 +111,7 @@ def test_overwrite_begins_anew_and_takes_only_what_is_ours(bucket: str, image: s
     for overwrite in (False, True):
         with pytest.raises(ValueError, match=r"other exists already and holds notes\.txt"):
             pipeline.predict(image, output=f"{bucket}/other", workers=1, overwrite=overwrite)
-    with pytest.raises(ValueError, match="or lies in"):
+    with pytest.raises(ValueError, match="lies in the output"):
         pipeline.predict(image, output=f"{bucket}/images", workers=1, overwrite=True)
 
 
