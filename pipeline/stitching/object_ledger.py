@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
-from pipeline.stitching.lease import LEASE, Lease, Objects
+from pipeline.stitching.lease import Lease, Objects
 from pipeline.stitching.ledger import FILE, Ledger, LedgerError, Record
 
 EVERY = 1.0
@@ -132,7 +132,7 @@ class ObjectLedger(Ledger):
 
 def _fetch(objects: Objects, folder: Path) -> list[str]:
     """Puts all pieces together into one file; their names."""
-    pieces = [name for name in objects.names() if name != LEASE]
+    pieces = [name for name in objects.names() if name[0].isdigit()]
     with open(folder / FILE, "wb") as file:
         for piece in pieces:
             file.write(objects.read(piece))

@@ -23,13 +23,13 @@ class RemoteFile(io.RawIOBase):
 
     def __init__(self, url: str) -> None:
         """Raises FileNotFoundError for an object that is not there, StoreError for a store that does not answer."""
-        import obstore
-
         self.url = url
         folder, _, self.key = url.rpartition("/")
+        hasty, self.store = cloud.connect(folder, hasty=True), cloud.connect(folder)
+        import obstore
+
         with answering(url):
-            meta = obstore.head(cloud.connect(folder, hasty=True), self.key)
-        self.store = cloud.connect(folder)
+            meta = obstore.head(hasty, self.key)
         self.size, self.etag = int(meta["size"]), str(meta["e_tag"])
         self._at = 0
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
