@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
@@ -57,6 +60,23 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         head.started = head.shell("set -e\n" + in_document("README.md"))
         head.variables["RAY_AUTH_MODE"] = "token"
         yield head
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["nothing.yaml"], "nothing.yaml: no such job file"),
+        (["jobs/infer.yaml", "imge=a.tif"], "jobs/infer.yaml: unknown option 'imge'; did you mean 'image'?"),
+        (["jobs/infer.yaml", "image=a.tif", "output=a.zarr", "engine=local"], "no such file: "),
+        ([], "the following arguments are required: JOB.yaml"),
+    ],
+)
+def test_what_can_be_mended_is_one_line_and_status_2(words: list[str], says: str) -> None:
+    """Also without a cluster: nothing was started yet."""
+    line = [sys.executable, "jobs/infer.py", *words]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_the_readmes_commands_work(head: Head) -> None:
