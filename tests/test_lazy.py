@@ -252,7 +252,7 @@ def test_threads_do_not_find_what_a_network_keeps_of_others() -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+def dask_cluster() -> Iterator[str]:
     """A scheduler with two worker processes; its address."""
     with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, memory_limit=0) as started:
         yield started.scheduler_address
@@ -266,32 +266,26 @@ def by_value() -> Iterator[None]:
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
-def on_ray(array: da.Array) -> Any:
-    import ray
-    from ray.util.dask import ray_dask_get
-
-    own = not ray.is_initialized()
-    if own:
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
-    try:
-        return array.compute(scheduler=ray_dask_get)
-    finally:
-        if own:
-            ray.shutdown()
-
-
-@pytest.mark.parametrize("scheduler", ["synchronous", "threads", "processes", "distributed", "ray"])
-def test_works_on_every_scheduler(scheduler: str, cluster: str, tmp_path: Path, by_value: None) -> None:
+@pytest.mark.parametrize(
+    "scheduler",
+    ["synchronous", "threads", "processes", "distributed", pytest.param("ray", marks=pytest.mark.xdist_group("ray"))],
+)
+def test_works_on_every_scheduler(
+    scheduler: str, request: pytest.FixtureRequest, tmp_path: Path, by_value: None
+) -> None:
     """A module whose class the caller alone knows, in a graph that goes on."""
     module, image = Counting(tmp_path / "calls").eval(), pixels(50, 60)
     array = da.from_array(image, chunks=(2, 25, 20)).astype("int16") * 2
     result = pipeline.predict_lazy(array, module, precision="float64").argmax(axis=0)
     assert module.calls()
     if scheduler == "distributed":
-        with Client(cluster, set_as_default=False) as client:
+        with Client(request.getfixturevalue("dask_cluster"), set_as_default=False) as client:
             computed = client.compute(result).result()
     elif scheduler == "ray":
-        computed = on_ray(result)
+        request.getfixturevalue("cluster")
+        from ray.util.dask import ray_dask_get
+
+        computed = result.compute(scheduler=ray_dask_get)
     else:
         computed = result.compute(scheduler=scheduler, num_workers=2)
     np.testing.assert_array_equal(computed, expected(module.conv, image.astype(int) * 2).argmax(axis=0))

@@ -5,8 +5,8 @@
             <----   (unit, result) <--- result -- reads, computes and writes by itself
 
 Each unit is a task for one worker that is named, so that a worker's death is charged here, to what that worker had,
-and Dask never hands a unit on by itself. Where units are brief, a second one waits behind the one that runs, so the
-scheduler's delay costs nothing; long ones do not, so none waits while a worker is idle.
+and Dask never hands a unit on by itself. A worker gets its next unit when the result of the last one is here, some
+milliseconds later: a result that still lies with a worker when the next unit kills it would be lost too.
 """
 
 from __future__ import annotations
@@ -30,10 +30,6 @@ from pipeline.engines.dask_cluster import Cluster, connected
 from pipeline.engines.units import Outcome, Unit, Units, Work
 from pipeline.engines.worker_process import answer, pack_error
 
-DEPTH = 2
-"""Units that a worker has at most."""
-BRIEF = 1.0
-"""Seconds that a unit may take where another one waits behind it."""
 POLL = 0.5
 """Seconds between two looks at which workers live."""
 SOON = 0.05
@@ -75,14 +71,12 @@ def run(
 
 
 class Hand:
-    """One worker, seen from here: what it was sent and has not answered, the oldest first."""
+    """One worker, seen from here, with the unit that it has."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.ready = False
-        self.units: list[Unit] = []
-        self.since = 0.0
-        """When the oldest of them began, as far as can be seen from here."""
+        self.unit: Unit | None = None
 
 
 class Crew:
@@ -96,7 +90,6 @@ class Crew:
         self.heard: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self.name, self.numbers = uuid4().hex[:12], count()
         self.deaths_at_start = 0
-        self.depth = 1
         self.looked = self.manned = time.monotonic()
         self.poll = 0.0
         with warnings.catch_warnings():
@@ -110,15 +103,16 @@ class Crew:
             self.hand_out()
             with suppress(queue.Empty):
                 outcomes.append(self.listen(self.heard.get(timeout=self.poll)))
+            self.hand_out()
             yield from (outcome for outcome in outcomes if outcome is not None)
 
     def under_way(self) -> int:
         """Units that workers have."""
-        return sum(len(hand.units) for hand in self.hands.values())
+        return sum(hand.unit is not None for hand in self.hands.values())
 
     def ahead(self) -> int:
-        """Units that may wait here: as many as workers have room for, or will have once they are there."""
-        return DEPTH * max(self.cluster.size, len(self.hands)) - self.under_way()
+        """Units that may wait here: one for each worker that is there or will be."""
+        return max(self.cluster.size, len(self.hands))
 
     def look(self) -> list[Outcome | None]:
         """Greets workers that have come and buries those that died; now and then only, since it asks the scheduler."""
@@ -145,18 +139,10 @@ class Crew:
         future.add_done_callback(self.heard.put)
 
     def hand_out(self) -> None:
-        """Gives each worker a first unit, then a second; one that was tried before has a worker for itself."""
-        tried = self.units.tried
-        for depth in range(self.depth):
-            for hand in self.hands.values():
-                if not hand.ready or len(hand.units) != depth or not self.units.waiting:
-                    continue
-                if depth and (tried[hand.units[0]] or tried[self.units.waiting[0]]):
-                    continue
-                (unit,) = self.units.take()
-                hand.since = hand.since if hand.units else time.monotonic()
-                hand.units.append(unit)
-                self.send(hand, unit, do, self.name, unit)
+        for hand in self.hands.values():
+            if self.units.waiting and hand.ready and hand.unit is None:
+                (hand.unit,) = self.units.take()
+                self.send(hand, hand.unit, do, self.name, hand.unit)
 
     def listen(self, future: Future) -> Outcome | None:
         """What the end of a task means for the caller, if anything."""
@@ -182,16 +168,14 @@ class Crew:
         if kind == "broken":
             raise pickle.loads(content[2])
         assert unit is not None
-        hand.units.remove(unit)
-        began, hand.since = hand.since, time.monotonic()
-        self.depth = DEPTH if hand.since - began < BRIEF else 1
+        hand.unit = None
         if kind == "done":
             return self.units.done(unit, pickle.loads(content))
         name, text, packed = content
         return self.units.raised(unit, pickle.loads(packed), name, text)
 
     def bury(self, hand: Hand) -> Outcome | None:
-        """Lets go of a dead worker and charges the units that it had."""
+        """Lets go of a dead worker and charges the unit that it had."""
         del self.hands[hand.address]
         lost = [key for key, (_, whose, _) in self.sent.items() if whose is hand]
         self.client.cancel([self.sent.pop(key)[0] for key in lost])
@@ -202,7 +186,7 @@ class Crew:
                 if not any(other.ready for other in self.hands.values()):
                     raise RuntimeError(f"workers die at the start, {self.deaths_at_start} times in a row ({cause})")
                 self.cluster.shrink()  # the machine carries fewer workers than were asked for
-        return self.units.died(hand.units, cause) if hand.units else None
+        return None if hand.unit is None else self.units.died([hand.unit], cause)
 
     def dismiss(self) -> None:
         """Takes back what was sent, and lets workers forget the run."""
