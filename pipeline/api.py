@@ -24,6 +24,7 @@ from pipeline.running import Place, Progress, Run, default_workers, drive
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.location import Location, is_url, local_path, location_of
 from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
+from pipeline.storage.remote import matching
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
 from pipeline.worker import Job, extend_to
@@ -292,6 +293,10 @@ def expand(patterns: Sequence[str]) -> list[str]:
     """Paths that shell-like patterns stand for, each once; what is a file already is taken at its word."""
     found: list[str] = []
     for pattern in patterns:
-        matches = [pattern] if is_url(pattern) or os.path.exists(pattern) else sorted(glob.glob(pattern))
+        pattern = local_path(pattern)
+        if is_url(pattern):
+            matches = matching(pattern) if glob.has_magic(pattern) else []
+        else:
+            matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         found += matches or [pattern]
     return list(dict.fromkeys(found))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from uuid import uuid4
 
 from pipeline.storage.image import Image
+from pipeline.storage.location import is_url, location_of
 
-TOKEN = "token"
+TOKEN = "ledger/token"
 """File in an output's ledger folder that holds a number of this run's own, so that no copy can be taken for it."""
 MOST = 32
 """Images and outputs that are looked at, evenly among more of them."""
@@ -30,23 +30,25 @@ class Preflight:
             if not image.is_same():
                 return f"{image} is not the image of that name where the run was started"
         for output in self.outputs:
-            token = Path(output) / "ledger" / TOKEN
-            if not token.is_file() or token.read_text() != self.number:
+            try:
+                seen = location_of(output).read(TOKEN) == self.number.encode()
+            except FileNotFoundError:
+                seen = False
+            if not seen:
                 return f"the output {output} is not seen: give a folder that all nodes share"
-            if not os.access(output, os.W_OK):
+            if not is_url(output) and not os.access(output, os.W_OK):
                 return f"the output {output} cannot be written"
         return None
 
     def close(self) -> None:
         for output in self.outputs:
-            (Path(output) / "ledger" / TOKEN).unlink(missing_ok=True)
+            location_of(output).remove(TOKEN)
 
 
 def preflight(images: Sequence[Image], outputs: Sequence[str]) -> Preflight:
-    """Leaves a token in the outputs that are folders."""
+    """Leaves a token in the outputs."""
     number = uuid4().hex
     step = -(-len(images) // MOST)
-    folders = [output for output in outputs if "://" not in output][::step]
-    for output in folders:
-        (Path(output) / "ledger" / TOKEN).write_text(number)
-    return Preflight(images[::step], folders, number)
+    for output in outputs[::step]:
+        location_of(output).write(TOKEN, [number.encode()])
+    return Preflight(images[::step], outputs[::step], number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import io
 import os
 import threading
@@ -101,6 +102,17 @@ def is_zarr(url: str) -> bool:
     with answering(url):
         found = obstore.list_with_delimiter(cloud.connect(url, hasty=True))
     return any(meta["path"].rpartition("/")[2] in MARKS for meta in found["objects"])
+
+
+def matching(pattern: str) -> list[str]:
+    """URLs that a pattern like s3://bucket/photos/*.jpg stands for, sorted."""
+    import obstore
+
+    folder, _, last = pattern.rpartition("/")
+    with answering(pattern):
+        found = obstore.list_with_delimiter(cloud.connect(folder, hasty=True))
+    names = [path.rstrip("/") for path in (*found["common_prefixes"], *(m["path"] for m in found["objects"]))]
+    return [f"{folder}/{name}" for name in fnmatch.filter(sorted(names), last)]
 
 
 def zarr_store(url: str) -> Any:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,10 @@ import zarr
 from obstore.store import from_url
 
 import pipeline
+from pipeline.api import expand
 from pipeline.ledgers import hold
+from pipeline.preflight import preflight
+from pipeline.stitching import lease
 from pipeline.storage.location import location_of
 from pipeline.storage.output import open_output
 
@@ -119,6 +123,32 @@ def test_several_images_and_several_outputs(bucket: str, image: str) -> None:
     results = pipeline.predict([image, image], output=f"{bucket}/many", workers=1)
     assert [r.path for r in results] == [f"{bucket}/many/big.zarr", f"{bucket}/many/big-1.zarr"]
     assert np.array_equal(results[0].array[:], results[1].array[:])
+
+
+def test_patterns_are_listed(bucket: str, image: str) -> None:
+    obstore.put(from_url(bucket), "images/other.tif", b"II*")
+    obstore.put(from_url(bucket), "images/deep/big.tif", b"II*")
+    folder = f"{bucket}/images"
+    assert expand([f"{folder}/*.tif", image]) == [image, f"{folder}/other.tif"]
+    assert expand([f"{folder}/*.png", f"{folder}/d*"]) == [f"{folder}/*.png", f"{folder}/deep"]
+
+
+def test_a_lease_of_another_machine_is_taken_over_when_it_is_old(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "TERM", 1.0)
+    monkeypatch.setattr(lease, "LOOK", 0.1)
+    content = json.dumps({"token": "x", "beat": 3, "holder": "far", "machine": "far"}).encode()
+    obstore.put(from_url(f"{bucket}/o.zarr"), "ledger/lease", content)
+    lock = hold(location_of(f"{bucket}/o.zarr"))
+    assert b'"far"' not in bytes(obstore.get(from_url(f"{bucket}/o.zarr"), "ledger/lease").bytes())
+    lock.release()
+    assert location_of(f"{bucket}/o.zarr").names("ledger") == []
+
+
+def test_each_node_is_asked_for_what_is_in_the_bucket(bucket: str, image: str) -> None:
+    with closing(preflight([pipeline.open_image(image)], [f"{bucket}/o.zarr"])) as check:
+        assert check() is None
+        obstore.put(from_url(f"{bucket}/o.zarr"), "ledger/token", b"another run's")
+        assert "is not seen" in str(check())
 
 
 def test_convert_and_open_again(bucket: str, image: str) -> None:
