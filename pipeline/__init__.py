@@ -36,7 +36,7 @@ __all__ = [
 
 
 def open_image(source: Any, *, axes: str | None = None, level: int = 0) -> Image:
-    """Open an image, reading only its metadata: a path, or a NumPy or dask array (y, x), (c, y, x) or (c, z, y, x).
+    """Open an image, reading only its metadata: a path, URL, NumPy, dask or Zarr array (y, x), (c, y, x) or (c, z, y, x).
 
     `axes` names the axes where the metadata does not, for instance "YXC"; `level` picks a resolution, 0 the finest.
     Raises ValueError for what is no image that can be read, FileNotFoundError for a missing file.
@@ -78,7 +78,7 @@ def plan(image: Any, net: Any = None, **options: Any) -> Plan:
 def predict(image: Any, net: Any = None, output: str | os.PathLike[str] = "", **options: Any) -> Any:
     """Write the network's prediction for an image to `output`, equal to the whole-image forward pass.
 
-    image: a path, a NumPy or dask array (c, y, x), or a list of them (`output` is then a folder); net: anything
+    image: a path, URL, NumPy or dask array (c, y, x), or a list of them (`output` is then a folder); net: anything
     that `load_network` takes. Options and defaults: kind="mask", engine="local", workers=None, memory="2GB",
     tile=None, precision="float32", and those of the command line. Returns a Result (a list for a list of images).
     Raises ValueError for what the caller can mend, RuntimeError where tiles failed.

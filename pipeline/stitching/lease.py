@@ -27,8 +27,8 @@ log = logging.getLogger("pipeline")
 LEASE = "lease"
 BEAT = 5.0
 """Seconds from one beat to the next."""
-TERM = 30.0
-"""Seconds without a beat after which the lease is another's to take."""
+TERM = 60.0
+"""Seconds without a beat after which the lease is another's to take; longer than requests are repeated."""
 LOOK = 0.5
 """Seconds between two looks at another's lease."""
 

@@ -4,7 +4,7 @@
     gs://bucket/folder/big.zarr     GOOGLE_APPLICATION_CREDENTIALS, ...
     az://container/folder/big.zarr  AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY, ...
 
-A request that fails for a passing reason is repeated with growing pauses: for a minute in the middle of a run, for
+A request that fails for a passing reason is repeated with growing pauses: for 45 s in the middle of a run, for
 some seconds when it begins, so that a wrong name or an endpoint that is down shows at once.
 """
 
@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any
 
 SCHEMES = {"s3", "s3a", "gs", "az", "azure", "abfs", "abfss"}
-PATIENT = (10, timedelta(seconds=60))
+PATIENT = (10, timedelta(seconds=45))
 HASTY = (3, timedelta(seconds=10))
 """Most repetitions of a request and the time after which it is not repeated."""
 
