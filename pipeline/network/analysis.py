@@ -31,6 +31,8 @@ class Analysis:
     output: Tracked | None = None
     """None where it could not be followed to the end."""
     everything: list[Rows] = field(default_factory=list)
+    values: dict[int, Tracked | None] = field(default_factory=dict)
+    """All tensors, by their numbers in the first capture."""
     not_local: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
@@ -70,7 +72,7 @@ def analyse(first: Graph, second: Graph) -> Analysis:
         if not _all_follow(results, seen) and first is not second:
             call.not_local("its size does not follow the image's size")
         analysis.not_local += [f"{_label(nodes[0])}: {reason}" for reason in call.reasons]
-    analysis.output = values[first.output]
+    analysis.output, analysis.values = values[first.output], values
     analysis.everything = list(seen)
     return analysis
 

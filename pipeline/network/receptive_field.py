@@ -52,10 +52,7 @@ def receptive_field(
         UnknownOperation: its sole obstacle is an operation that the analysis does not know.
         ValueError: it fails on every size that was tried, or does not map one image to one image.
     """
-    found = _analysed(module, channels, shape)
-    if any(line.endswith(PADS) for line in found.analysis.not_local):
-        again = _analysed(module, channels, shape, COARSE)
-        found = found if again.analysis.not_local else again
+    found = followed(module, channels, shape)
     analysis, alignment = found.analysis, found.alignment
     if analysis.not_local or found.first is found.second:
         return _not_local(analysis, alignment)
@@ -82,6 +79,19 @@ class Found:
     def sizes(self) -> list[int]:
         """Heights and widths of both."""
         return [n for rows in self.analysis.image.values() for n in rows.sizes]
+
+
+def followed(module: nn.Module, channels: int, shape: tuple[int, int] | None = None) -> Found:
+    """Two captures of a network, at multiples of its alignment where that can be had, and their analysis.
+
+    Raises:
+        ValueError: it fails on every size that was tried.
+    """
+    found = _analysed(module, channels, shape)
+    if any(line.endswith(PADS) for line in found.analysis.not_local):
+        again = _analysed(module, channels, shape, COARSE)
+        found = found if again.analysis.not_local else again
+    return found
 
 
 def _analysed(module: nn.Module, channels: int, shape: tuple[int, int] | None, unit: int | None = None) -> Found:

@@ -1,0 +1,195 @@
+"""The graph of a network as steps that can run on some of its rows at a time.
+
+The steps come from the same two captures, and rely on the same relations between rows, as the receptive field.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from pipeline.network import steps
+from pipeline.network.graph import Graph, Node, Ref, dtype_of, references
+from pipeline.network.layouts import Rows, Tracked
+from pipeline.network.reach import Line
+from pipeline.network.receptive_field import followed
+from pipeline.network.relations import Pad, Relation, Resample, Transposed, Window, moves_nothing
+from pipeline.network.sliding import RESIZES
+
+
+class CannotStream(Exception):
+    """An operation cannot run on some of its rows; the message says which, and why."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A tensor while it streams."""
+
+    dim: int
+    """The dimension of its rows."""
+    rows: Line
+    columns: Line
+    row_bytes: int
+    """Bytes of one row, for each of its columns."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A network as steps over flows; run by `streaming`."""
+
+    steps: tuple[steps.Step, ...]
+    flows: dict[int, Flow]
+    input: int
+    output: int
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number."""
+        return 4
+
+
+def build(module: nn.Module, channels: int) -> Program:
+    """The program of a network in eval mode, for images of any size that is a multiple of its alignment.
+
+    Raises:
+        CannotStream: it has an operation that runs on whole maps only.
+    """
+    found = followed(module, channels)
+    first, second, analysis = found.first, found.second, found.analysis
+    if first is second:
+        raise CannotStream("the network takes one size only")
+    if analysis.not_local or analysis.unknown:
+        raise CannotStream("; ".join(analysis.not_local + analysis.unknown))
+    builder = _Builder((first, second), analysis.values, analysis.image)
+    made = tuple(builder.step(*nodes) for nodes in zip(first.nodes, second.nodes, strict=True))
+    flows = {number: builder.flow(number) for step in made for number in step.outputs if number is not None}
+    flows[first.input] = builder.flow(first.input)
+    return Program(made, flows, first.input, first.output)
+
+
+class _Builder:
+    """Chooses the class of each step."""
+
+    def __init__(
+        self, graphs: tuple[Graph, Graph], values: dict[int, Tracked | None], image: dict[str, Rows]
+    ) -> None:
+        self.graphs, self.values, self.image = graphs, values, image
+        self.used = {graphs[0].output, *(v for node in graphs[0].nodes for v in references((node.args, node.kwargs)))}
+
+    def flow(self, number: int) -> Flow:
+        tracked = self.values[number]
+        assert tracked is not None
+        shape, item = self.graphs[0].shapes[number], 4
+        rows, columns = tracked.rows["y"], tracked.rows["x"]
+        elements = 1
+        for n in shape:
+            elements *= n
+        return Flow(self.dim(number), Line.of(rows, self.image["y"]), Line.of(columns, self.image["x"]),
+                    elements // (rows.sizes[0] * columns.sizes[0]) * item)  # fmt: skip
+
+    def dim(self, number: int) -> int:
+        """The dimension in which the rows of a tensor lie, alone.
+
+        Raises:
+            CannotStream: there is none, or the same of its columns.
+        """
+        tracked = self.values[number]
+        places = {}
+        for axis in ("y", "x"):
+            alone = [d for d, dimension in enumerate(tracked.layout) if [f.axis for f in dimension] == [axis]] \
+                if tracked is not None else []  # fmt: skip
+            if len(alone) != 1:
+                raise CannotStream("its rows or columns lie in no dimension of their own")
+            places[axis] = alone[0]
+        return places["y"]
+
+    def step(self, node: Node, other: Node) -> steps.Step:
+        """The step of an operation, of which there are two captures."""
+        try:
+            return self._step(node, other)
+        except CannotStream as error:
+            raise CannotStream(f"{node.path or 'network'}: {node.name}: {error}") from None
+
+    def _step(self, node: Node, other: Node) -> steps.Step:
+        inputs = tuple(dict.fromkeys(references((node.args, node.kwargs))))
+        outputs = [v for v in node.outputs if v in self.used]
+        if not outputs:
+            raise CannotStream("a value is read by the network's Python code")
+        for number in inputs:
+            self.dim(number)
+        dims = {self.dim(number) for number in outputs}
+        relations = {self.relation(number, output, "y") for number in inputs for output in outputs}
+        if len(dims) != 1 or len(relations) != 1:
+            raise CannotStream("its rows come from several places")
+        dim, relation = dims.pop(), relations.pop()
+        return self._kind(node, other, inputs, dim, relation)
+
+    def relation(self, number: int, output: int, axis: str) -> Relation:
+        """How the rows of an output come from those of an input."""
+        source, result = self.values[number], self.values[output]
+        assert source is not None and result is not None
+        rows = result.rows[axis]
+        if rows is source.rows[axis]:
+            return Window()
+        found = {relation for relation, of in rows.sources if of is source.rows[axis]}
+        if len(found) != 1:
+            raise CannotStream("its rows are not computed from the rows of its operand alone")
+        return found.pop()
+
+    def _kind(
+        self, node: Node, other: Node, inputs: tuple[int, ...], dim: int, relation: Relation
+    ) -> steps.Step:
+        outputs = tuple(number if number in self.used else None for number in node.outputs)
+        made: dict[str, Any] = {
+            "node": node, "inputs": inputs, "outputs": outputs, "dim": dim, "relation": relation
+        }  # fmt: skip
+        name = node.name
+        planar = dim == 2 and all(self.dim(n) == 2 for n in inputs)
+        if name in ("convolution", "_convolution") and planar and isinstance(relation, Window):
+            return steps.Convolution(**made)
+        if name in ("convolution", "_convolution") and planar and isinstance(relation, Transposed):
+            return steps.TransposedConvolution(**made)
+        if name == "max_pool2d_with_indices" and planar and node.outputs[1] not in self.used:
+            return steps.MaxPool(**made)
+        if name in ("slice", "slice_copy") and isinstance(relation, Window):
+            return steps.Slice(**made)
+        if isinstance(relation, Pad) and planar and name != "cat":
+            return steps.Padding(**made)
+        if name in RESIZES and planar:
+            return steps.Resize(**made, period=steps.period_of(relation), sized=True)
+        if name in ("pixel_shuffle", "pixel_unshuffle") and planar:
+            return steps.Resize(**made, period=steps.period_of(relation))
+        if name == "avg_pool2d" and planar and isinstance(relation, Window) and self._plain_pool(node):
+            return steps.Step(**made)
+        if not moves_nothing(relation):
+            raise CannotStream("runs on whole maps only")
+        if name in ("view", "_unsafe_view", "reshape"):
+            return steps.Reshape(**made, shape=self._shape(node))
+        if _constants(node) != _constants(other):
+            raise CannotStream("is told sizes that depend on the image's")
+        return steps.Step(**made)
+
+    def _plain_pool(self, node: Node) -> bool:
+        bound = node.bound()
+        return not any(bound["padding"]) and not bound["ceil_mode"]
+
+    def _shape(self, node: Node) -> tuple[int | str, ...]:
+        """Sizes of a view, "y" and "x" for those of rows and columns."""
+        tracked = self.values[node.outputs[0]]  # type: ignore[index]
+        assert tracked is not None
+        shape: list[int | str] = []
+        for dimension, sizes in zip(tracked.layout, tracked.sizes, strict=True):
+            axes = [f.axis for f in dimension if f.axis]
+            shape.append(axes[0] if axes else sizes[0])
+        return tuple(shape)
+
+
+def _constants(node: Node) -> list[Any]:
+    """What the operation is told beside tensors that depend on the image: numbers, and the shapes of constants."""
+    leaves = tree_flatten((node.args, node.kwargs))[0]
+    return [tuple(leaf.shape) if isinstance(leaf, Tensor) else leaf for leaf in leaves if not isinstance(leaf, Ref)]

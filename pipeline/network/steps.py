@@ -1,0 +1,227 @@
+"""One small class for each way in which an operation can be run on some of its rows.
+
+A step makes the rows [start, stop) of its output from the rows of its inputs that its relation demands, and from no
+others. Padding is met at the image's true edges only: a step gets exactly the rows that exist and adds what the
+operation would have put around them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+
+from pipeline.network.graph import Node, Ref, references
+from pipeline.network.relations import Demand, Pad, Relation, Resample, Transposed, Window, demanded, unite
+from pipeline.tiling.geometry import Interval
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which rows a step is to make, of the whole map's; the rows of its inputs that it gets; the maps' sizes."""
+
+    made: Interval
+    given: Interval
+    """Rows of its first input; steps with several inputs get the same of each."""
+    size: int
+    """Rows of the whole first input."""
+    columns: int
+    """Columns of the output."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Every output row is computed from the same row of every input: the operation itself, run on some of them."""
+
+    node: Node
+    inputs: tuple[int, ...]
+    """Flows that it reads, in the order in which the node first refers to its values."""
+    outputs: tuple[int | None, ...]
+    """Flows that it makes; None for results that nobody reads."""
+    dim: int
+    """The dimension of the outputs in which their rows lie."""
+    relation: Relation = Window()
+    then: tuple[Callable[[Tensor], Any], ...] = ()
+    """What is done to its one result, in place."""
+
+    def demand(self, low: Any, high: Any, size: int) -> Demand:
+        """The rows of an input of that size that the output rows [low, high) are made of."""
+        return demanded(self.relation, (low, high), size)
+
+    def make(self, tensors: Sequence[Tensor], span: Span) -> Sequence[Any]:
+        """Its results, one for each of `outputs`, of the rows that the span asks for."""
+        result = self.run(tensors, span)
+        results = result if isinstance(result, tuple | list) else [result]
+        for change in self.then:
+            change(results[0])
+        return results
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Any:
+        """What the operation returns, of these rows."""
+        return self.call(tensors)
+
+    def call(self, tensors: Sequence[Tensor], **changed: Any) -> Any:
+        """The operation with these tensors in place of the values that it refers to, and some arguments replaced."""
+        held = dict(zip(dict.fromkeys(references((self.node.args, self.node.kwargs))), tensors, strict=True))
+        if changed:
+            bound = {**self.node.bound(), **changed}
+            args = [bound[argument.name] for argument in self.node.op._schema.arguments if not argument.kwarg_only]
+            kwargs = {argument.name: bound[argument.name] for argument in self.node.op._schema.arguments
+                      if argument.kwarg_only}  # fmt: skip
+        else:
+            args, kwargs = list(self.node.args), self.node.kwargs
+        args, kwargs = tree_map(lambda leaf: held[leaf.value] if isinstance(leaf, Ref) else leaf, (args, kwargs))
+        return self.node.op(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Reshape(Step):
+    """A view that keeps rows and columns in dimensions of their own."""
+
+    shape: tuple[int | str, ...] = ()
+    """Sizes of the result, "y" and "x" where they are those of rows and columns."""
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+        sizes = {"y": span.made.size, "x": span.columns}
+        return tensors[0].reshape([n if isinstance(n, int) else sizes[n] for n in self.shape])
+
+
+def _around(relation: Window, span: Span) -> tuple[int, int]:
+    """Rows of padding that the windows of the rows to be made reach beyond the image's edges."""
+    first = span.made.start * relation.stride - relation.before
+    stop = (span.made.stop - 1) * relation.stride - relation.before + (relation.kernel - 1) * relation.dilation + 1
+    return max(0, -first), max(0, stop - span.size)
+
+
+@dataclass(frozen=True)
+class Convolution(Step):
+    """A convolution whose padding above and below is put there only at the image's edges."""
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+        assert isinstance(self.relation, Window)
+        above, below = _around(self.relation, span)
+        image = F.pad(tensors[0], (0, 0, above, below)) if above or below else tensors[0]
+        padding = list(self.node.bound()["padding"])
+        return self.call([image, *tensors[1:]], padding=[0, padding[-1]])
+
+
+@dataclass(frozen=True)
+class MaxPool(Step):
+    """A maximum over windows; beyond the image's edges there is nothing, which is less than anything."""
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Any:
+        assert isinstance(self.relation, Window)
+        above, below = _around(self.relation, span)
+        image = F.pad(tensors[0], (0, 0, above, below), value=-torch.inf) if above or below else tensors[0]
+        padding = self.node.bound()["padding"] or [0]
+        return self.call([image], padding=[0, padding[-1]])
+
+
+@dataclass(frozen=True)
+class TransposedConvolution(Step):
+    """A transposed convolution of some rows, of which those are kept that no other row adds to."""
+
+    def demand(self, low: Any, high: Any, size: int) -> Demand:
+        assert isinstance(self.relation, Transposed)
+        own = ((low + self.relation.before) // self.relation.stride).clip(0, size - 1)  # where nothing is needed
+        return unite(super().demand(low, high, size), (own, own + 1))
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+        assert isinstance(self.relation, Transposed)
+        bound = self.node.bound()
+        origin = span.given.start * self.relation.stride - self.relation.before
+        reached = origin + (span.given.size - 1) * self.relation.stride
+        reached += (self.relation.kernel - 1) * self.relation.dilation + 1
+        more = max(0, span.made.stop - reached)
+        result: Tensor = self.call(
+            tensors, padding=[0, bound["padding"][-1]], output_padding=[0, bound["output_padding"][-1]]
+        )
+        if more:  # rows that no input row reaches hold the bias alone
+            bias = bound["bias"]
+            rows = result.new_zeros((*result.shape[:2], more, result.shape[3]))
+            result = torch.cat([result, rows if bias is None else rows + bias[:, None, None]], 2)
+        return result.narrow(2, span.made.start - origin, span.made.size)
+
+
+@dataclass(frozen=True)
+class Slice(Step):
+    """Every so-manieth row, from a first one on; or columns cut off."""
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+        assert isinstance(self.relation, Window)
+        bound = self.node.bound()
+        dim = bound["dim"] % tensors[0].ndim
+        if dim == self.dim:
+            return tensors[0][(slice(None),) * dim + (slice(None, None, self.relation.stride),)]
+        start, step = bound["start"] or 0, bound["step"] or 1
+        return tensors[0][(slice(None),) * dim + (slice(start, start + span.columns * step, step),)]
+
+
+@dataclass(frozen=True)
+class Padding(Step):
+    """Padding of any mode, above and below at the image's edges only."""
+
+    def demand(self, low: Any, high: Any, size: int) -> Demand:
+        assert isinstance(self.relation, Pad)
+        needed = super().demand(low, high, size)
+        if self.relation.mode == "constant":
+            own = (low - self.relation.before).clip(0, size - 1)  # where nothing but padding is needed
+            return unite(needed, (own, own + 1))
+        # torch mirrors within the rows that it is given, and wants one more of them than it adds
+        before, after = self._amounts()
+        above, below = low < before, high > size + before
+        needed = unite(needed, (low * 0, above * min(before + 1, size)))
+        return unite(needed, (size - below * min(after + 1, size), low * 0 + size))
+
+    def _amounts(self) -> tuple[int, int]:
+        bound = self.node.bound()
+        amounts = bound["pad"] if "pad" in bound else bound["padding"]
+        return (amounts[2], amounts[3]) if len(amounts) > 2 else (0, 0)
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+        assert isinstance(self.relation, Pad)
+        before, after = self._amounts()
+        above = max(0, before) if span.made.start < before else 0
+        below = max(0, after) if span.made.stop > span.size + before else 0
+        bound = self.node.bound()
+        name = "pad" if "pad" in bound else "padding"
+        result: Tensor = self.call(tensors, **{name: [*bound[name][:2], above, below]})
+        origin = span.given.start + before - above
+        return result.narrow(2, span.made.start - origin, span.made.size)
+
+
+@dataclass(frozen=True)
+class Resize(Step):
+    """Resizing or shuffling of rows that begin where an output row does."""
+
+    period: int = 1
+    """Input rows after which output rows begin at an input row again."""
+    sized: bool = False
+    """Whether the operation is told the size of its result."""
+
+    def demand(self, low: Any, high: Any, size: int) -> Demand:
+        first, stop = super().demand(low, high, size)
+        p = self.period
+        return first // p * p, (-(-stop // p) * p).clip(max=size)
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+        origin, rows = span.given.start * self.relation.rate, span.given.size * self.relation.rate
+        assert origin.denominator == 1
+        result: Tensor
+        if self.sized:
+            result = self.call(tensors, output_size=[int(rows), span.columns])
+        else:
+            result = self.call(tensors)
+        return result.narrow(2, span.made.start - int(origin), span.made.size)
+
+
+def period_of(relation: Relation) -> int:
+    """Input rows after which output rows begin at an input row again."""
+    if isinstance(relation, Resample):
+        return relation.scale.numerator
+    return relation.stride if isinstance(relation, Window) else 1
