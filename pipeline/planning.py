@@ -12,8 +12,10 @@ from pipeline.config import Options
 from pipeline.network.graph import blank
 from pipeline.network.loading import Network, choose_device
 from pipeline.network.memory import forward_bytes
+from pipeline.network.program import CannotStream, Program
 from pipeline.network.receptive_field import receptive_field
 from pipeline.network.sizes import fails_at, least_size
+from pipeline.network.streaming import peak_bytes, program_of
 from pipeline.storage.image import Image
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.grid import Grid, build_layout
@@ -24,6 +26,8 @@ INTERPRETER = 300_000_000
 """Bytes that a worker's interpreter and libraries take before it does anything."""
 WINDOW = 512
 """Side of the windows of --mode blend where none is asked for."""
+BAND = 64
+"""Rows that go through the network at a time, about: a multiple of the alignment."""
 CACHE_SHARE = 8
 """A worker's cache of decoded source chunks gets one part in this many of its memory, at most CACHE_BYTES."""
 CACHE_BYTES = 64_000_000
@@ -46,6 +50,10 @@ class Analysis:
         self.channels = channels
         self.field = self._with_least(self._field())
         self.classes = self._classes()
+        self.program, self.whole = self._program()
+        """How the network runs in bands of rows, or None and why it cannot."""
+        alignment = self.field.alignment[0]
+        self.band = 0 if self.program is None else -(-BAND // alignment) * alignment
 
     def _field(self) -> ReceptiveField:
         derived = receptive_field(self.network.module, self.channels, reach=self.options.reach)
@@ -66,6 +74,14 @@ class Analysis:
         with torch.inference_mode():
             return int(self.network.module(blank(self.network.module, self.channels, side)).shape[1])
 
+    def _program(self) -> tuple[Program | None, str]:
+        if self.options.mode == "blend":
+            return None, "--mode blend"
+        try:
+            return program_of(self.network.module, self.channels), ""
+        except CannotStream as reason:
+            return None, str(reason)
+
     def needs(self, image: Image, options: Options, kind_bytes: int) -> Any:
         """Function of a grid: bytes that a worker needs above the interpreter."""
         module = self.network.module
@@ -81,10 +97,13 @@ class Analysis:
             if options.mode == "blend":
                 forward = forward_bytes(module, self.channels, self.field, (window, window), precision)
                 accumulated = (grid.y.core + 2 * window) * (grid.x.core + 2 * window) * (4 * self.classes + 4)
+            elif self.program is not None:
+                forward = weights + peak_bytes(self.program, *read, self.band, width)
+                accumulated = 0
             else:
                 forward = forward_bytes(module, self.channels, self.field, read, precision)
-                accumulated = 0
-            pixels = read[0] * read[1] * self.channels * (image.dtype.itemsize + width)
+                accumulated = read[0] * read[1] * self.channels * width
+            pixels = read[0] * read[1] * self.channels * image.dtype.itemsize
             shards = int(core * float(grid.y.rate * grid.x.rate)) * (3 * kind_bytes + 4)
             return fixed + forward + accumulated + pixels + shards + cache_bytes(options)
 
@@ -163,7 +182,9 @@ def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
         core=core,
         layout=layout,
         window=window,
+        band=analysis.band,
         memory=memory,
+        whole=analysis.whole,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from pipeline.network.loading import Network
+from pipeline.network.program import Program
+from pipeline.network.streaming import Stream, program_of
 from pipeline.stitching import blending, preview, pyramid
 from pipeline.storage.disk import OutputError
 from pipeline.storage.image import Image, open_image
@@ -53,12 +55,19 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
     def module(precision: str) -> torch.nn.Module | None:
         return None if job.network is None else job.network.to(job.device, DTYPES[precision])
 
+    @lru_cache(maxsize=1)
+    def program(precision: str) -> Program:
+        network = module(precision)
+        assert job.network is not None and job.network.channels is not None and network is not None
+        return program_of(network, job.network.channels)
+
     @lru_cache(maxsize=2)
     def opened(number: int) -> Worker:
         output = open_output(job.outputs[number])
         plan = Plan.from_json(output.attributes["plan"])
         image = open_image(job.images[number])
-        return Worker(output, Model(image, plan, module(plan.precision), job.device))
+        bands = program(plan.precision) if plan.band else None
+        return Worker(output, Model(image, plan, module(plan.precision), job.device, bands))
 
     def run(item: Item) -> list[list[Record]]:
         number, first, last = item
@@ -107,8 +116,15 @@ class Worker:
 class Model:
     """A plan's arithmetic: pixels of one read in, the values of one core out."""
 
-    def __init__(self, image: Image, plan: Plan, module: torch.nn.Module | None, device: str = "cpu") -> None:
-        self.image, self.plan, self.module, self.device = image, plan, module, device
+    def __init__(
+        self,
+        image: Image,
+        plan: Plan,
+        module: torch.nn.Module | None,
+        device: str = "cpu",
+        program: Program | None = None,
+    ) -> None:
+        self.image, self.plan, self.module, self.device, self.program = image, plan, module, device, program
         self.dtype = DTYPES[plan.precision]
 
     def tile(self, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +135,8 @@ class Model:
         if self.plan.mode == "blend":
             return self._with_axes(encode(self.blended(tile), self.plan)), self.pixels(tile.read, tile.plane)
         pixels = self.pixels(tile.read, tile.plane)
-        return self._with_axes(encode(self.logits(pixels)[:, *tile.crop.slices], self.plan)), pixels
+        rows = [encode(logits, self.plan) for logits in self.bands(pixels, tile.crop)]
+        return self._with_axes(np.concatenate(rows, axis=-2)), pixels
 
     def pixels(self, read: Region, plane: int) -> np.ndarray:
         """(c, h, w) of the extended image, as stored."""
@@ -128,8 +145,23 @@ class Model:
         pixels = self.image.read(inside, plane, channels)
         return extend_to(pixels, read.shape)
 
+    def bands(self, pixels: np.ndarray, crop: Region) -> Iterator[torch.Tensor]:
+        """The logits (k, rows, columns) of the crop of a read (c, h, w), a few rows at a time from the top down."""
+        if self.program is None:
+            yield self.logits(pixels)[:, *crop.slices]
+            return
+        height, width = pixels.shape[-2:]
+        starts = range(0, height, self.plan.band)
+        bands = (batch(pixels[:, y : y + self.plan.band], self.dtype, self.device) for y in starts)
+        made = 0
+        for logits in Stream(self.program, height, width).run(bands):
+            rows = crop.y.clip(made, made + logits.shape[2]).shift(-made)
+            made += logits.shape[2]
+            if rows.size:
+                yield plain(logits[0, :, rows.slice, crop.x.slice])
+
     def logits(self, pixels: np.ndarray) -> torch.Tensor:
-        """(k, h', w') logits of the network on (c, h, w) stored values."""
+        """(k, h', w') logits of one forward pass of the network on (c, h, w) stored values."""
         assert self.module is not None
         return forward(self.module, pixels, self.dtype, self.device)
 
@@ -153,10 +185,18 @@ class Model:
 @torch.inference_mode()
 def forward(module: torch.nn.Module, pixels: np.ndarray, dtype: torch.dtype, device: str) -> torch.Tensor:
     """(k, h', w') logits, float32 or float64, of a module of that dtype on (c, h, w) stored values."""
+    return plain(module(batch(pixels, dtype, device))[0])
+
+
+def batch(pixels: np.ndarray, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Stored values (c, h, w) as a network's input (1, c, h, w)."""
     values = np.ascontiguousarray(pixels, dtype=np.float64 if dtype is torch.float64 else np.float32)
-    batch = torch.from_numpy(values)[None].to(device, dtype)
-    logits: torch.Tensor = module(batch)[0]
-    return logits if dtype is torch.float64 else logits.float()
+    return torch.from_numpy(values)[None].to(device, dtype)
+
+
+def plain(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in float32, or float64 where the network runs in that."""
+    return logits if logits.dtype is torch.float64 else logits.float()
 
 
 def extend_to(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

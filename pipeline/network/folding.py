@@ -24,7 +24,7 @@ BATCH_NORM = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudn
 
 def fold(program: Program) -> Program:
     """The program with fewer steps."""
-    for simplify in (_skip_nothing, _fold_batch_norm, _work_in_place):
+    for simplify in (_skip_nothing, _fold_batch_norm, _channels_last, _work_in_place):
         program = simplify(program)
     return program
 
@@ -43,7 +43,7 @@ def _skip_nothing(program: Program) -> Program:
     for step in program.steps:
         step = renumbered(step, same)
         if step.node.name in NOTHING:
-            same[step.outputs[0]] = step.inputs[0]
+            same[step.output] = step.inputs[0]
         else:
             kept.append(step)
     return replace(program, steps=tuple(kept), output=same.get(program.output, program.output))
@@ -59,12 +59,12 @@ def renumbered(step: Step, same: dict[int, int]) -> Step:
 def _fold_batch_norm(program: Program) -> Program:
     """Batch norm in eval mode is one factor and one summand a channel, as the convolution before it has them."""
     readers = _readers(program)
-    made = {step.outputs[0]: step for step in program.steps if type(step) is Convolution}
+    made = {step.output: step for step in program.steps if type(step) is Convolution}
     folded: dict[int, Step] = {}
     gone: set[int] = set()
     for step in program.steps:
         before = made.get(step.inputs[0]) if step.node.name in BATCH_NORM else None
-        if before is None or readers[before.outputs[0]] > 1 or before.node.args[1].dtype == torch.float64:
+        if before is None or readers[before.output] > 1 or before.node.args[1].dtype == torch.float64:
             continue
         gone.add(id(step))
         folded[id(before)] = replace(before, node=_with_batch_norm(before.node, step.node), outputs=step.outputs[:1])
@@ -88,6 +88,17 @@ def _with_batch_norm(convolution: Node, norm: Node) -> Node:
     return replace(convolution, args=args)
 
 
+def _channels_last(program: Program) -> Program:
+    """Kernels in the order in which rows of all channels lie together, as the bands do."""
+    steps = []
+    for step in program.steps:
+        if isinstance(step, Convolution | TransposedConvolution) and isinstance(step.node.args[1], Tensor):
+            kernel = step.node.args[1].contiguous(memory_format=torch.channels_last)
+            step = replace(step, node=replace(step.node, args=(step.node.args[0], kernel, *step.node.args[2:])))
+        steps.append(step)
+    return replace(program, steps=tuple(steps))
+
+
 def _work_in_place(program: Program) -> Program:
     """An operation element by element becomes part of the step before it, where that made its operand anew."""
     readers = _readers(program)
@@ -99,7 +110,7 @@ def _work_in_place(program: Program) -> Program:
         if before is not None and change is not None and readers[step.inputs[0]] == 1 and _makes_anew(before):
             del steps[step.inputs[0]]
             step = replace(before, outputs=step.outputs, then=(*before.then, change))
-        steps[step.outputs[0]] = step
+        steps[step.output] = step
     return replace(program, steps=tuple(steps.values()))
 
 

@@ -16,11 +16,12 @@ from pipeline.tiling.geometry import ReceptiveField
 _measured: weakref.WeakKeyDictionary[nn.Module, float] = weakref.WeakKeyDictionary()
 
 
-class _Alive(TorchDispatchMode):
-    """Bytes of all results that are still referred to; a convolution also holds its operands once reordered."""
+class Alive(TorchDispatchMode):
+    """Bytes of all results that are still referred to; `reorders`: a convolution also holds its operands reordered."""
 
-    def __init__(self) -> None:
+    def __init__(self, reorders: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.reorders = reorders
         self.now = self.peak = 0
         self.seen: set[int] = set()
 
@@ -35,7 +36,7 @@ class _Alive(TorchDispatchMode):
             self.now += storage.nbytes()
             weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
         scratch = 0
-        if "convolution" in func.name():
+        if self.reorders and "convolution" in func.name():
             scratch = sum(t.numel() * t.element_size() for t in (*tensors, args[0]))
         self.peak = max(self.peak, self.now + scratch)
         return result
@@ -51,7 +52,7 @@ def forward_bytes(
     """Peak bytes of a forward pass over a read of that many rows and columns, above the weights."""
     if module not in _measured:
         side = [max(a, 256 // a * a) for a in field.alignment]
-        with torch.inference_mode(), _Alive() as alive:
+        with torch.inference_mode(), Alive() as alive:
             module(image := blank(module, channels, side))
         _measured[module] = alive.peak / (side[0] * side[1] * image.element_size())
     return int(_measured[module] * read[0] * read[1] * dtype.itemsize)

@@ -5,20 +5,19 @@ The steps come from the same two captures, and rely on the same relations betwee
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from pipeline.network import steps
-from pipeline.network.graph import Graph, Node, Ref, dtype_of, references
+from pipeline.network.graph import Graph, Node, Ref, references
 from pipeline.network.layouts import Rows, Tracked
 from pipeline.network.reach import Line
 from pipeline.network.receptive_field import followed
-from pipeline.network.relations import Pad, Relation, Resample, Transposed, Window, moves_nothing
+from pipeline.network.relations import Pad, Relation, Transposed, Window, moves_nothing
 from pipeline.network.sliding import RESIZES
 
 
@@ -34,8 +33,8 @@ class Flow:
     """The dimension of its rows."""
     rows: Line
     columns: Line
-    row_bytes: int
-    """Bytes of one row, for each of its columns."""
+    row_items: int
+    """Numbers in one row and column: its channels."""
 
 
 @dataclass(frozen=True)
@@ -75,22 +74,16 @@ def build(module: nn.Module, channels: int) -> Program:
 class _Builder:
     """Chooses the class of each step."""
 
-    def __init__(
-        self, graphs: tuple[Graph, Graph], values: dict[int, Tracked | None], image: dict[str, Rows]
-    ) -> None:
+    def __init__(self, graphs: tuple[Graph, Graph], values: dict[int, Tracked | None], image: dict[str, Rows]) -> None:
         self.graphs, self.values, self.image = graphs, values, image
         self.used = {graphs[0].output, *(v for node in graphs[0].nodes for v in references((node.args, node.kwargs)))}
 
     def flow(self, number: int) -> Flow:
         tracked = self.values[number]
         assert tracked is not None
-        shape, item = self.graphs[0].shapes[number], 4
         rows, columns = tracked.rows["y"], tracked.rows["x"]
-        elements = 1
-        for n in shape:
-            elements *= n
-        return Flow(self.dim(number), Line.of(rows, self.image["y"]), Line.of(columns, self.image["x"]),
-                    elements // (rows.sizes[0] * columns.sizes[0]) * item)  # fmt: skip
+        items = math.prod(self.graphs[0].shapes[number]) // (rows.sizes[0] * columns.sizes[0])
+        return Flow(self.dim(number), Line.of(rows, self.image["y"]), Line.of(columns, self.image["x"]), items)
 
     def dim(self, number: int) -> int:
         """The dimension in which the rows of a tensor lie, alone.
@@ -141,9 +134,7 @@ class _Builder:
             raise CannotStream("its rows are not computed from the rows of its operand alone")
         return found.pop()
 
-    def _kind(
-        self, node: Node, other: Node, inputs: tuple[int, ...], dim: int, relation: Relation
-    ) -> steps.Step:
+    def _kind(self, node: Node, other: Node, inputs: tuple[int, ...], dim: int, relation: Relation) -> steps.Step:
         outputs = tuple(number if number in self.used else None for number in node.outputs)
         made: dict[str, Any] = {
             "node": node, "inputs": inputs, "outputs": outputs, "dim": dim, "relation": relation

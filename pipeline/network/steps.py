@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from pipeline.network.graph import Node, Ref, references
-from pipeline.network.relations import Demand, Pad, Relation, Resample, Transposed, Window, demanded, unite
+from pipeline.network.relations import SAME, Demand, Pad, Relation, Resample, Transposed, Window, demanded, unite
 from pipeline.tiling.geometry import Interval
 
 
@@ -45,9 +45,19 @@ class Step:
     """Flows that it makes; None for results that nobody reads."""
     dim: int
     """The dimension of the outputs in which their rows lie."""
-    relation: Relation = Window()
+    relation: Relation = SAME
     then: tuple[Callable[[Tensor], Any], ...] = ()
     """What is done to its one result, in place."""
+
+    @property
+    def output(self) -> int:
+        """The first flow that it makes; all have as many rows."""
+        return next(number for number in self.outputs if number is not None)
+
+    @property
+    def pads(self) -> bool:
+        """Whether it copies its input once more at the image's edges."""
+        return False
 
     def demand(self, low: Any, high: Any, size: int) -> Demand:
         """The rows of an input of that size that the output rows [low, high) are made of."""
@@ -102,17 +112,28 @@ def _around(relation: Window, span: Span) -> tuple[int, int]:
 class Convolution(Step):
     """A convolution whose padding above and below is put there only at the image's edges."""
 
+    @property
+    def pads(self) -> bool:
+        assert isinstance(self.relation, Window)
+        return self.relation.kernel > 1
+
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
         assert isinstance(self.relation, Window)
         above, below = _around(self.relation, span)
         image = F.pad(tensors[0], (0, 0, above, below)) if above or below else tensors[0]
         padding = list(self.node.bound()["padding"])
-        return self.call([image, *tensors[1:]], padding=[0, padding[-1]])
+        result: Tensor = self.call([image, *tensors[1:]], padding=[0, padding[-1]])
+        return result
 
 
 @dataclass(frozen=True)
 class MaxPool(Step):
     """A maximum over windows; beyond the image's edges there is nothing, which is less than anything."""
+
+    @property
+    def pads(self) -> bool:
+        assert isinstance(self.relation, Window)
+        return self.relation.kernel > 1
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Any:
         assert isinstance(self.relation, Window)
@@ -212,11 +233,8 @@ class Resize(Step):
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
         origin, rows = span.given.start * self.relation.rate, span.given.size * self.relation.rate
         assert origin.denominator == 1
-        result: Tensor
-        if self.sized:
-            result = self.call(tensors, output_size=[int(rows), span.columns])
-        else:
-            result = self.call(tensors)
+        changed = {"output_size": [int(rows), span.columns]} if self.sized else {}
+        result: Tensor = self.call(tensors, **changed)
         return result.narrow(2, span.made.start - int(origin), span.made.size)
 
 

@@ -12,48 +12,72 @@ tensor then lets go of the rows that no step will need again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pipeline.network.program import Flow, Program
+from pipeline.network.folding import fold
+from pipeline.network.program import Program, build
 from pipeline.network.steps import Span, Step
 from pipeline.tiling.geometry import Interval
 
 
+@dataclass
+class Part:
+    """Rows of a tensor that were made at once and are still needed, of those that its memory holds."""
+
+    rows: int
+    stored: int
+    tensor: Tensor | None
+    """None where rows are counted only."""
+
+
 class Held:
-    """The rows of one tensor that are there and still needed: [start, stop) of all its rows."""
+    """The rows [start, stop) of one tensor, which are there and still needed."""
 
     def __init__(self, dim: int) -> None:
         self.dim = dim
         self.start = self.stop = 0
-        self.parts: list[Tensor] = []
+        self.parts: list[Part] = []
 
-    def append(self, part: Tensor) -> None:
-        self.parts.append(part)
-        self.stop += part.shape[self.dim]
+    @property
+    def stored(self) -> int:
+        """Rows for which there is memory."""
+        return sum(part.stored for part in self.parts)
+
+    def append(self, rows: int, tensor: Tensor | None) -> None:
+        self.parts.append(Part(rows, rows, tensor))
+        self.stop += rows
 
     def rows(self, wanted: Interval) -> Tensor:
-        """The rows of an interval that is held."""
+        """The rows of an interval that is held; joined where they were made at different times."""
         assert self.start <= wanted.start and wanted.stop <= self.stop
-        if len(self.parts) > 1:
-            self.parts = [torch.cat(self.parts, self.dim)]
-        return self.parts[0].narrow(self.dim, wanted.start - self.start, wanted.size)
+        pieces, at = [], self.start
+        for part in self.parts:
+            inside = wanted.clip(at, at + part.rows).shift(-at)
+            at += part.rows
+            if inside.size:
+                assert part.tensor is not None
+                pieces.append(part.tensor.narrow(self.dim, inside.start, inside.size))
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.dim)
 
     def release(self, start: int) -> None:
-        """Lets go of the rows below `start`."""
-        while self.parts and self.start + self.parts[0].shape[self.dim] <= start:
-            self.start += self.parts.pop(0).shape[self.dim]
-        if self.parts and self.start < start:
-            first = self.parts[0]
-            kept = first.narrow(self.dim, start - self.start, self.start + first.shape[self.dim] - start)
-            self.parts[0] = kept if 2 * kept.shape[self.dim] > first.shape[self.dim] else kept.clone()
-            self.start = start
-        if not self.parts:
-            self.start = self.stop
+        """Lets go of the rows below `start`; a small rest is copied, so that the memory of all can go."""
+        while self.parts and self.start + self.parts[0].rows <= start:
+            self.start += self.parts.pop(0).rows
+        if not self.parts or self.start >= start:
+            return
+        first = self.parts[0]
+        kept = first.rows - (start - self.start)
+        if first.tensor is not None:
+            first.tensor = first.tensor.narrow(self.dim, first.rows - kept, kept)
+        if 2 * kept <= first.stored:
+            first.stored = kept
+            first.tensor = None if first.tensor is None else first.tensor.clone()
+        first.rows, self.start = kept, start
 
 
 class Progress:
@@ -90,8 +114,7 @@ class Stream:
         self.sizes = {number: flow.rows.at(height) for number, flow in program.flows.items()}
         self.columns = {number: flow.columns.at(width) for number, flow in program.flows.items()}
         self.progress = [
-            Progress(step, [self.sizes[n] for n in step.inputs], self.sizes[_output(program, step)])
-            for step in program.steps
+            Progress(step, [self.sizes[n] for n in step.inputs], self.sizes[step.output]) for step in program.steps
         ]
         self.readers: dict[int, list[Progress]] = {number: [] for number in program.flows}
         for progress in self.progress:
@@ -101,35 +124,76 @@ class Stream:
 
     def run(self, bands: Iterable[Tensor]) -> Iterator[Tensor]:
         """The output's rows (1, classes, y, x), a few at a time, for bands (1, c, y, x) that make up the read."""
-        output = self.held[self.program.output]
+        image, output = self.held[self.program.input], self.held[self.program.output]
         for band in bands:
-            self.held[self.program.input].append(band)
-            del band
-            for progress in self.progress:
-                self.advance(progress)
-            if output.stop > output.start:
-                yield output.rows(Interval(output.start, output.stop))
-                output.release(output.stop)
+            with torch.inference_mode():
+                image.append(band.shape[2], band.contiguous(memory_format=torch.channels_last))
+                del band
+                self.advance()
+                if output.stop > output.start:
+                    rows = output.rows(Interval(output.start, output.stop))
+                    output.release(output.stop)
+                    yield rows
+                    del rows
 
-    def advance(self, progress: Progress) -> None:
-        """Makes the rows that a step can make now."""
-        step = progress.step
-        made = progress.ready([self.held[n].stop for n in step.inputs])
-        if not made.size:
-            return
-        given = progress.given(made)
-        tensors = [self.held[n].rows(given) for n in step.inputs]
-        span = Span(made, given, progress.sizes[0], self.columns[_output(self.program, step)])
-        results = step.make(tensors, span)
-        progress.done = made.stop
-        del tensors
-        for number in step.inputs:
-            self.held[number].release(min(p.needs for p in self.readers[number]))
-        for number, tensor in zip(step.outputs, results, strict=True):
-            if number is not None:
-                self.held[number].append(tensor)
+    def advance(self) -> None:
+        """Makes all that can be made of what is there."""
+        for progress in self.progress:
+            inputs = progress.step.inputs
+            made = progress.ready([self.held[n].stop for n in inputs])
+            if not made.size:
+                continue
+            results = self.make(progress, made)
+            progress.done = made.stop
+            for number in inputs:
+                self.held[number].release(min(p.needs for p in self.readers[number]))
+            for output, result in zip(progress.step.outputs, results, strict=True):
+                if output is not None:
+                    self.held[output].append(made.size, result)
+            del results, result  # else they would be held while the next step runs
+
+    def make(self, progress: Progress, made: Interval) -> Sequence[Tensor | None]:
+        """The results of a step, of these rows."""
+        step, given = progress.step, progress.given(made)
+        span = Span(made, given, progress.sizes[0], self.columns[step.output])
+        return step.make([self.held[n].rows(given) for n in step.inputs], span)
 
 
-def _output(program: Program, step: Step) -> int:
-    """The first output of a step that flows on."""
-    return next(number for number in step.outputs if number is not None)
+class Count(Stream):
+    """The same pass without tensors: what it holds, joins and makes, in bytes, for numbers of `item` bytes."""
+
+    def __init__(self, program: Program, height: int, width: int, item: int) -> None:
+        super().__init__(program, height, width)
+        self.row = {n: flow.row_items * self.columns[n] * item for n, flow in program.flows.items()}
+        self.peak = 0
+
+    def make(self, progress: Progress, made: Interval) -> Sequence[Tensor | None]:
+        step, given = progress.step, progress.given(made)
+        held = sum(held.stored * self.row[n] for n, held in self.held.items() if held.parts)
+        joined = sum(given.size * self.row[n] for n in step.inputs) * (2 if step.pads else 1)
+        new = sum(made.size * self.row[n] for n in step.outputs if n is not None)
+        self.peak = max(self.peak, held + joined + new)
+        return [None] * len(step.outputs)
+
+
+def program_of(module: nn.Module, channels: int) -> Program:
+    """The program of a network in eval mode, made cheap.
+
+    Raises:
+        CannotStream: it has an operation that runs on whole maps only.
+    """
+    return fold(build(module, channels))
+
+
+def peak_bytes(program: Program, height: int, width: int, band: int, item: int) -> int:
+    """Bytes that a pass over a read of that size takes at most above the weights, in numbers of `item` bytes.
+
+    What is held, what a step joins or pads of it, and what it makes; counted, not run.
+    """
+    count = Count(program, height, width, item)
+    output = count.held[program.output]
+    for top in range(0, height, band):
+        count.held[program.input].append(min(band, height - top), None)
+        count.advance()
+        output.release(output.stop)
+    return count.peak

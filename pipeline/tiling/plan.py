@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pipeline.tiling.geometry import Interval, ReceptiveField
 from pipeline.tiling.grid import Grid, Layout, Tile
 
-FORMAT = 1
+FORMAT = 2
 HALO_COST = 1.10
 """Largest read amplification of the tiles that the planner chooses, where memory allows."""
 SIDES = (512, 768, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 6144, 8192)
@@ -43,8 +43,12 @@ class Plan:
     layout: Layout
     window: tuple[int, int] | None = None
     """Side lengths of the windows that are blended, in pixels."""
+    band: int = 0
+    """Rows of a read that go through the network at a time; 0 where all of them do at once."""
     memory: int = attribute(default=0, compare=False)
     """Bytes that a worker needs above the loaded interpreter and libraries. A forecast, not part of the plan."""
+    whole: str = attribute(default="", compare=False)
+    """Why reads go through the network whole, where they do."""
 
     @cached_property
     def grid(self) -> Grid:
@@ -112,7 +116,7 @@ class Plan:
     def fingerprint(self) -> str:
         """sha256 of the plan; decides whether a run may resume."""
         data = self.to_json()
-        del data["memory"]
+        del data["memory"], data["whole"]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:

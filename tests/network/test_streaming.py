@@ -1,0 +1,161 @@
+"""A network run in bands of rows gives what one forward pass gives, whatever the bands."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.network.folding import fold
+from pipeline.network.memory import Alive
+from pipeline.network.program import CannotStream, Program, build
+from pipeline.network.receptive_field import receptive_field
+from pipeline.network.sizes import least_size
+from pipeline.network.steps import Convolution
+from pipeline.network.streaming import Stream, peak_bytes, program_of
+from pipeline.network.unet import UNet
+from tests import zoo
+from tests.zoo import Architecture
+
+WHOLE = {
+    "adaptive-pyramid", "average-borders", "bilateral", "ceil-pool", "channel-mlp", "convnext", "depth-to-space-view",
+    "fold", "frame", "in-place", "indexed", "interleave", "median", "partial-conv", "periodic-mask", "segnet",
+    "shifted", "tensor-unfold", "window-attention", "zero-insertion",
+}  # fmt: skip
+"""Networks of the zoo with an operation that runs on whole maps only."""
+
+STREAMED = [a for a in zoo.ZOO if a.name not in WHOLE and a.name != "dictionary"]
+
+
+def streamed(program: Program, image: torch.Tensor, bands: list[int]) -> torch.Tensor:
+    """The output, from bands of these heights, the last one as often as need be."""
+    height, width = image.shape[2:]
+    cuts = [0]
+    while cuts[-1] < height:
+        cuts.append(min(height, cuts[-1] + bands[min(len(cuts), len(bands)) - 1]))
+    rows = (image[:, :, a:b] for a, b in pairwise(cuts))
+    return torch.cat(list(Stream(program, height, width).run(rows)), 2)
+
+
+def check(module: nn.Module, channels: int, exact: bool, seed: int) -> None:
+    """Compares on two sizes, with random bands."""
+    module.eval()
+    field = receptive_field(module, channels)
+    least = least_size(module, channels, field)
+    if exact:
+        module = zoo.integer_weights_(module).double()
+    program = program_of(module, channels)
+    draw = random.Random(seed)
+    for _ in range(2):
+        height, width = (
+            max(a * draw.randint(1, max(2, 90 // a)), n) for a, n in zip(field.alignment, least, strict=True)
+        )
+        image = torch.randint(-3, 4, (1, channels, height, width)).to(torch.float64 if exact else torch.float32)
+        with torch.inference_mode():
+            whole = module(image)
+        result = streamed(program, image, [draw.choice((1, 2, 5, 16, 40)) for _ in range(200)])
+        if exact:
+            assert torch.equal(result, whole)
+        else:
+            assert (result - whole).abs().max() <= 1e-5 * max(1, whole.abs().max())
+
+
+@pytest.mark.parametrize("architecture", STREAMED, ids=lambda a: a.name)
+def test_bands_give_what_the_whole_gives(architecture: Architecture) -> None:
+    check(architecture.build(), architecture.channels, architecture.exact, 0)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_bands_give_what_the_whole_gives_for_random_networks(seed: int) -> None:
+    check(zoo.random_network(seed), 2, True, seed)
+
+
+@pytest.mark.parametrize("name", sorted(WHOLE))
+def test_what_cannot_run_in_bands_says_why(name: str) -> None:
+    architecture = next(a for a in zoo.ZOO if a.name == name)
+    with pytest.raises(CannotStream, match=": "):
+        build(architecture.build().eval(), architecture.channels)
+
+
+def unet() -> nn.Module:
+    torch.manual_seed(0)
+    net = UNet(base=4, depth=3, norm="batch", channels=3, classes=2)
+    for part in net.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.running_mean, -1, 1)
+            nn.init.uniform_(part.running_var, 0.5, 2)
+            nn.init.uniform_(part.weight, 0.5, 2)
+            nn.init.uniform_(part.bias, -1, 1)
+    return net.eval()
+
+
+def test_folding_leaves_fewer_steps_that_compute_the_same() -> None:
+    net, image = unet(), torch.rand(1, 3, 64, 48)
+    plain = build(net, 3)
+    cheap = fold(plain)
+    assert sum(step.node.name == "native_batch_norm" or "batch_norm" in step.node.name for step in plain.steps) > 10
+    assert not any("batch_norm" in step.node.name or step.node.name == "relu" for step in cheap.steps)
+    whole = net(image).detach()
+    for program in (plain, cheap):
+        assert (streamed(program, image, [16]) - whole).abs().max() <= 1e-5 * max(1, whole.abs().max())
+
+
+def test_proofs_in_float64_do_not_fold_what_would_round() -> None:
+    program = program_of(unet().double(), 3)
+    assert any("batch_norm" in step.node.name for step in program.steps)
+
+
+def test_folding_changes_nothing_of_the_network() -> None:
+    net, image = unet(), torch.rand(1, 3, 64, 48)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    given = image.clone()
+    streamed(program_of(net, 3), image, [16])
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert torch.equal(image, given)
+
+
+def test_nothing_is_computed_twice() -> None:
+    """Rows made by every step add up to the rows of the whole map."""
+    program = program_of(unet(), 3)
+    stream = Stream(program, 160, 32)
+    made: dict[int, int] = {}
+    for progress in stream.progress:
+        kept = progress.step
+        made[kept.output] = 0
+    bands = (torch.rand(1, 3, 16, 32) for _ in range(10))
+    for _ in stream.run(bands):
+        pass
+    assert all(p.done == p.size == stream.held[p.step.output].stop for p in stream.progress)
+
+
+def test_held_rows_do_not_grow_with_the_height() -> None:
+    program = program_of(unet(), 3)
+    peaks = [peak_bytes(program, rows, 256, 32, 4) for rows in (512, 2048, 8192)]
+    assert peaks[1] == peaks[2] and peaks[0] <= peaks[1]
+    assert peak_bytes(program, 2048, 512, 32, 4) == 2 * peaks[1]
+
+
+@pytest.mark.parametrize("band", (16, 64))
+def test_forecast_is_what_is_held(band: int) -> None:
+    """Within a quarter of the tensors that are alive at the worst moment, and not below nine tenths of them."""
+    net = unet()
+    program = program_of(net, 3)
+    forecast = peak_bytes(program, 512, 128, band, 4)
+    with Alive(reorders=False) as alive:
+        bands = (torch.zeros(1, 3, min(band, 512 - y), 128) for y in range(0, 512, band))
+        for _ in Stream(program, 512, 128).run(bands):
+            pass
+    assert 0.9 * alive.peak <= forecast <= 1.25 * alive.peak
+
+
+def test_convolutions_meet_padding_at_the_edges_only() -> None:
+    """Bands of ones through a mean of three rows: only the first and the last row see a zero."""
+    net = nn.Conv2d(1, 1, (3, 1), padding=(1, 0), bias=False)
+    nn.init.constant_(net.weight, 1.0)
+    program = build(net.eval(), 1)
+    assert type(program.steps[0]) is Convolution
+    rows = streamed(program, torch.ones(1, 1, 12, 2), [1])[0, 0, :, 0]
+    assert rows.tolist() == [2.0, *[3.0] * 10, 2.0]
