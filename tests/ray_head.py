@@ -44,6 +44,7 @@ def until(true: Callable[[], Any], seconds: float, what: str) -> Any:
 
 RAY = """#!/bin/sh
 # `ray start --head` as typed, on ports and in folders of our own, and so that one process ends it all.
+[ "$1" = status ] && exec {ray} status --address={gcs}  # there may be clusters of others
 [ "$1 $2" = "start --head" ] || exec {ray} "$@"
 {ray} "$@" {options} --block > {home}/head.log 2>&1 &
 echo $! > {home}/head.pid
@@ -108,7 +109,7 @@ def prepared(folder: Path, gcs: int, **options: str | int) -> Iterator[Head]:
     } | {name.replace("_", "-"): value for name, value in options.items()}  # fmt: skip
     program = home / "programs" / "ray"
     words = " ".join(f"--{name}={value}" for name, value in given.items()) + " --disable-usage-stats"
-    program.write_text(RAY.format(ray=PROGRAMS / "ray", options=words, home=home))
+    program.write_text(RAY.format(ray=PROGRAMS / "ray", options=words, home=home, gcs=f"127.0.0.1:{gcs}"))
     program.chmod(0o755)
     unset = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "PYTHONPATH")
     variables = {k: v for k, v in os.environ.items() if k not in unset} | {
