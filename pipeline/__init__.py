@@ -36,7 +36,7 @@ __all__ = [
 
 
 def open_image(source: Any, *, axes: str | None = None, level: int = 0) -> Image:
-    """Open an image, reading only its metadata: a path, URL, NumPy, dask or Zarr array (y, x), (c, y, x) or (c, z, y, x).
+    """Open an image, reading only its metadata: path, URL, NumPy, dask or Zarr array: (y, x), (c, y, x), (c, z, y, x).
 
     `axes` names the axes where the metadata does not, for instance "YXC"; `level` picks a resolution, 0 the finest.
     Raises ValueError for what is no image that can be read, FileNotFoundError for a missing file.
