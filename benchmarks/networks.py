@@ -20,6 +20,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
@@ -222,6 +223,7 @@ Python {platform.python_version()},
 `predict(..., kind="logits")` in small tiles against one pass over `extend(image)`, random weights, prime sizes.
 Equal means a difference of at most 1e-5 x max(1, largest value). *Reads*: how many of the tiles read less than the
 whole image. *Without halo*: how far off a tile is that reads its core alone, to show that the comparison can fail.
+*Seconds*: building and analysing included, on a machine that was busy with other work; rows are kept from run to run.
 
 """
     header = "network | library | channels | reach | alignment | rate | image | tile | reads | max difference | largest value | without halo | seconds"  # noqa: E501
@@ -232,8 +234,10 @@ whole image. *Without halo*: how far off a tile is that reads its core alone, to
 
 Before anything runs. *Far half*: by how much, of the largest value, the result at the left edge of a 128 x 768 image
 changes when the right half of the image is cut away, which for a local network of small reach would be 0.
-It is 0, too, where windows of attention wrap around the image's edge and are kept apart by adding -100 to what must not
-meet: that holds only while no two scores differ by more, so it is refused.
+It is 0, too, where windows of attention wrap around the image's edge and are kept apart by adding -100 to what must
+not meet: that holds only while no two scores differ by more, so it is refused. Two more are refused although they are
+local, as that is true of values, not of operations: `Canny` compares with a pixel of its padding, and `ResidualUNet2D`
+enlarges 2n - 1 rows to 2n, which depends on n by its rounding alone.
 
 """
     named = ((r.name, r.library, *r.cells) for r in no)
@@ -263,12 +267,12 @@ def main(wanted: list[str]) -> int:
     numbers = [i for i, label in enumerate(labels) if not wanted or any(word in label for word in wanted)]
     kept = Path(__file__).with_suffix(".json")
     rows = {row["library"] + " " + row["name"]: Row(**row) for row in json.loads(kept.read_text())}
-    with get_context("spawn").Pool(min(2, len(numbers) or 1), start, maxtasksperchild=20) as pool:
-        for number, row in zip(numbers, pool.imap(run_number, numbers), strict=True):
+    with ProcessPoolExecutor(2, get_context("spawn"), start, max_tasks_per_child=20) as pool:
+        for number, row in zip(numbers, pool.map(run_number, numbers), strict=True):
             rows[labels[number]] = row
             print(f"{labels[number]}: {row.verdict} ({row.seconds:.1f} s) {' | '.join(row.cells)}", flush=True)
             found = [rows[label] for label in labels if label in rows]
-            kept.write_text(json.dumps([asdict(row) for row in found], indent=0) + "\n")
+            kept.write_text("[\n" + ",\n".join(json.dumps(asdict(row)) for row in found) + "\n]\n")
             kept.with_suffix(".md").write_text(document(found))
     wrong = sum(rows[labels[i]].wrong for i in numbers)
     print(f"{len(numbers)} networks, {wrong} wrong")

@@ -237,7 +237,11 @@ def microscopy(package: Any) -> Iterator[Peer]:
         "x-unet",
         "XUnet",
         lambda: xunet.XUnet(
-            8, dim_mults=(1, 2), num_blocks_per_stage=(1, 1), num_self_attn_per_stage=(0, 1), nested_unet_depths=(1, 0)
+            8,
+            dim_mults=(1, 2, 4),
+            num_blocks_per_stage=(1, 1, 1),
+            num_self_attn_per_stage=(0, 0, 1),
+            nested_unet_depths=(1, 0, 0),
         ),
     )
     tiramisu = importlib.import_module("tiramisu_brulee.model")
