@@ -294,9 +294,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
     found: list[str] = []
     for pattern in patterns:
         pattern = local_path(pattern)
-        if is_url(pattern):
-            matches = matching(pattern) if glob.has_magic(pattern) else []
-        else:
-            matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        listed = matching if is_url(pattern) else glob.glob
+        matches = [] if os.path.exists(pattern) or not glob.has_magic(pattern) else sorted(listed(pattern))
         found += matches or [pattern]
     return list(dict.fromkeys(found))
