@@ -56,17 +56,18 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
         return None if job.network is None else job.network.to(job.device, DTYPES[precision])
 
     @lru_cache(maxsize=1)
-    def program(precision: str) -> Program:
+    def program(precision: str, channels: int) -> Program:
         network = module(precision)
-        assert job.network is not None and job.network.channels is not None and network is not None
-        return program_of(network, job.network.channels)
+        assert network is not None
+        return program_of(network, channels)
 
     @lru_cache(maxsize=2)
     def opened(number: int) -> Worker:
         output = open_output(job.outputs[number])
         plan = Plan.from_json(output.attributes["plan"])
         image = open_image(job.images[number])
-        bands = program(plan.precision) if plan.band else None
+        known = None if job.network is None else job.network.channels
+        bands = program(plan.precision, known or len(plan.image["channels"])) if plan.band else None
         return Worker(output, Model(image, plan, module(plan.precision), job.device, bands))
 
     def run(item: Item) -> list[list[Record]]:
