@@ -201,7 +201,7 @@ def _begin(image: Any, output: str, analysis: planning.Analysis | None, asked: O
     location.check_parent()
     ours = is_ours(output)
     plan = None if ours and not asked.overwrite else planning.plan_any(opened, analysis, asked)
-    if plan is not None and not ours:
+    if plan is not None and not is_ours(output):  # asked again: planning takes a while, another run may have begun
         check_free(output, plan.layout)
     lock = hold(location)
     try:
@@ -247,7 +247,7 @@ def _begin_all(
     within = location_of(folder)
     within.check_parent("outputs")
     if is_ours(folder):
-        raise ValueError(f"{folder} is no folder, but several images need one for their outputs: give another name")
+        raise ValueError(f"{folder} is an output, but several images need a folder: give another name")
     within.make()
     runs, lost, taken = [], [], set[str]()
     for number, image in enumerate(images):

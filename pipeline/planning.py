@@ -83,7 +83,7 @@ class Analysis:
             return None, str(reason)
 
     def needs(self, image: Image, options: Options, kind_bytes: int) -> Any:
-        """Function of a grid: bytes that a worker needs above the interpreter."""
+        """Function of a grid: bytes that a worker needs above the interpreter, with a cache of that size or least."""
         module = self.network.module
         weights = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
         precision = DTYPES[options.precision or "float32"]
@@ -91,7 +91,7 @@ class Analysis:
         fixed = weights * (1 if precision is torch.float32 else 1 + width // 4)
         window = options.window or WINDOW
 
-        def needs(grid: Grid) -> int:
+        def needs(grid: Grid, cache: int | None = None) -> int:
             core = grid.y.core * grid.x.core
             read = grid.largest_read
             if options.mode == "blend":
@@ -105,7 +105,8 @@ class Analysis:
                 accumulated = read[0] * read[1] * self.channels * width
             pixels = read[0] * read[1] * self.channels * image.dtype.itemsize
             shards = int(core * float(grid.y.rate * grid.x.rate)) * (3 * kind_bytes + 4)
-            return fixed + forward + accumulated + pixels + shards + cache_bytes(options)
+            need = fixed + forward + accumulated + pixels + shards
+            return with_cache(need) if cache is None else need + cache
 
         return needs
 
@@ -113,6 +114,11 @@ class Analysis:
 def cache_bytes(options: Options) -> int:
     """Bound of a worker's cache of decoded source chunks."""
     return min(CACHE_BYTES, options.memory // CACHE_SHARE)
+
+
+def with_cache(need: int) -> int:
+    """The least memory that holds `need` bytes beside the cache that it gives."""
+    return need + min(CACHE_BYTES, need // (CACHE_SHARE - 1) + 1)
 
 
 def pick_channels(image: Image, wanted: int, options: Options, name: str) -> list[int] | None:
@@ -183,7 +189,7 @@ def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
         layout=layout,
         window=window,
         band=analysis.band,
-        memory=memory,
+        memory=needs(grid, cache_bytes(options)),
         whole=analysis.whole,
     )
 

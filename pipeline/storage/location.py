@@ -108,7 +108,7 @@ class Folder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.name = self.path.name
+        self.name = os.path.basename(os.path.abspath(path))
 
     def __str__(self) -> str:
         return str(self.path)

@@ -1,0 +1,215 @@
+"""What is refused, or cannot be written: nothing of the user's is lost, what is done stays done, one line says why."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from torch import nn
+
+import pipeline
+from pipeline import commands, infer
+from pipeline.api import TilesFailed, expand
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Conv2d(3, 2, 3, padding=1).eval()
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "big.tif"
+    pixels = np.random.default_rng(0).integers(0, 255, (200, 260, 3), np.uint8)
+    tifffile.imwrite(path, pixels, tile=(64, 64), photometric="rgb", compression="zlib")
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "lock"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tile": (7, 0)}, "tile of 0 columns"),
+        ({"channels": (0, 1)}, "channels"),
+        ({"channels": (0, 1, 9)}, "channel 9"),
+        ({"memory": 100}, "too little"),
+        ({"level": 2}, "level 2"),
+        ({"axes": "QQ"}, "QQ"),
+        ({"store": "float32"}, "store"),
+    ],
+)
+def test_what_is_refused_overwrites_nothing(
+    options: dict[str, Any], message: str, image: Path, net: nn.Module, tmp_path: Path
+) -> None:
+    output = tmp_path / "o.zarr"
+    pipeline.predict(image, net, output, workers=1)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        pipeline.predict(image, net, output, workers=1, overwrite=True, **options)
+    assert contents(tmp_path) == before
+    with pytest.raises(ValueError, match=message):
+        pipeline.predict(image, net, tmp_path / "new.zarr", workers=1, **options)
+    assert contents(tmp_path) == before and not (tmp_path / "new.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("c.zarr", "c.zarr"), ("c.zarr/0", "c.zarr"), ("link.zarr", "c.zarr"), ("c.zarr/0", "link.zarr"), ("c.zarr", ".")],
+)
+def test_the_image_is_never_overwritten(
+    source: str, target: str, image: Path, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by its own name, through a link, nor with a folder that it lies in."""
+    monkeypatch.chdir(tmp_path)
+    pipeline.convert(image, "c.zarr", workers=1)
+    Path("link.zarr").symlink_to("c.zarr")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="the image"):
+        pipeline.predict(source, net, target, workers=1, overwrite=True)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_of_outputs_must_be_a_folder(image: Path, net: nn.Module, tmp_path: Path) -> None:
+    pipeline.predict(image, net, tmp_path / "o.zarr", workers=1)
+    before = contents(tmp_path)
+    for target in (image, tmp_path / "o.zarr"):
+        with pytest.raises(ValueError, match="give another name"):
+            pipeline.predict([image, image], net, target, workers=1)
+    with pytest.raises(FileNotFoundError, match="create it first"):
+        pipeline.predict([image, image], net, tmp_path / "missing" / "deep", workers=1)
+    with pytest.raises(ValueError, match="cannot write /proc/outputs"):
+        pipeline.predict([image, image], net, "/proc/outputs", workers=1)
+    assert contents(tmp_path) == before
+
+
+def test_a_pipe_is_no_image(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tif")
+    with pytest.raises(ValueError, match=r"pipe\.tif is neither a file nor a folder"):
+        pipeline.open_image(tmp_path / "pipe.tif")
+
+
+def test_an_image_named_twice_is_done_once(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert expand(["big.tif", "b*.tif", "big.tif", "none*.tif"]) == ["big.tif", "none*.tif"]
+
+
+@pytest.mark.parametrize(("words", "folder"), [(["a.tif", "-o", "out/"], True), (["a.tif", "-o", "o.zarr/"], False)])
+def test_a_slash_makes_a_folder_of_outputs(words: list[str], folder: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a pattern may stand for one image; an output whose name a shell has completed stays one."""
+    asked: list[bool] = []
+    monkeypatch.setattr(sys, "argv", ["infer", *words])
+    monkeypatch.setattr(infer, "predict", lambda *_, folder, **__: asked.append(folder) or 0)
+    assert infer.main() == 0 and asked == [folder]
+
+
+def test_a_preview_that_cannot_be_written_loses_nothing(
+    image: Path, net: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "o.preview.png").mkdir()
+    result = pipeline.predict(image, net, tmp_path / "o.zarr", workers=1)
+    assert not result.failures and "its preview cannot be written" in caplog.text
+    (tmp_path / "o.preview.png").rmdir()
+    again = pipeline.predict(image, net, tmp_path / "o.zarr", workers=1)
+    assert again.resumed == again.plan.units and (tmp_path / "o.preview.png").stat().st_size > 1000
+    assert not (tmp_path / "o.zarr" / "preview").exists()
+
+
+def test_a_lost_tile_leaves_the_preview_as_it_was(image: Path, net: nn.Module, tmp_path: Path) -> None:
+    result = pipeline.predict(image, net, tmp_path / "o.zarr", workers=1, tile=(64, 64))
+    picture = (tmp_path / "o.preview.png").read_bytes()
+    next((tmp_path / "o.zarr" / "0" / "c").rglob("1")).joinpath("1").unlink()
+    again = pipeline.predict(image, net, tmp_path / "o.zarr", workers=1, tile=(64, 64))
+    assert again.resumed == result.plan.units - 1
+    assert (tmp_path / "o.preview.png").read_bytes() == picture
+
+
+def test_the_preview_of_the_working_directory_lies_beside_it(
+    image: Path, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    pipeline.predict(image, net, ".", workers=1)
+    assert (tmp_path / "here.preview.png").exists()
+
+
+def test_a_full_disk_is_one_line_and_what_is_done_stays_done(image: Path, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for the disk; shards of noise are beyond it, those of black are not."""
+    pixels = tifffile.imread(image)
+    pixels[:64] = 0
+    tifffile.imwrite(image, pixels, tile=(64, 64), photometric="rgb")
+    words = ["-m", "pipeline.infer", str(image), "--network", "unet-tiny", "--tile", "32,264", "--kind", "logits"]
+    command = [sys.executable, *words, "--workers", "1", "-o", "o.zarr"]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, resource.RLIM_INFINITY))
+
+    full = subprocess.run(command, cwd=tmp_path, preexec_fn=limit, capture_output=True, text=True, timeout=200)
+    assert full.returncode == 2
+    assert full.stderr.splitlines()[-1] == f"error: cannot write {tmp_path}/o.zarr: {os.strerror(errno.EFBIG)}"
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "2 of 7 units were done before" in done.stdout, done.stdout + done.stderr
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (96, 96)}, {"mode": "blend", "window": 64}])
+def test_the_least_memory_that_an_error_names_will_do(options: dict[str, Any], image: Path, net: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"give --memory \d+MB") as refused:
+        pipeline.plan(image, net, memory=100, **options)
+    least = str(refused.value).rsplit("--memory ", 1)[1].split()[0]
+    plan = pipeline.plan(image, net, memory=least, **options)
+    assert plan.memory <= int(least.removesuffix("MB")) * 1_000_000
+
+
+def test_a_chunk_that_does_not_decode_fails_its_tile_until_the_file_is_mended(
+    image: Path, net: nn.Module, tmp_path: Path
+) -> None:
+    sound = image.read_bytes()
+    with tifffile.TiffFile(image) as file:
+        offset = file.pages[0].dataoffsets[7]
+    image.write_bytes(sound[:offset] + bytes(200) + sound[offset + 200 :])
+    options = {"tile": (64, 64), "workers": 1, "kind": "logits"}
+    for _ in range(2):
+        with pytest.raises(TilesFailed, match=r"tile 2 .*page 0, tile 7 cannot be decoded") as failed:
+            pipeline.predict(image, net, tmp_path / "o.zarr", **options)
+        assert len(failed.value.results[0].failures) == 9  # the halos of its neighbours take it too
+    image.write_bytes(sound)
+    with pytest.raises(ValueError, match=r"was started with image .*, this run has .*--overwrite"):
+        pipeline.predict(image, net, tmp_path / "o.zarr", **options)
+    shutil.rmtree(tmp_path / "o.zarr")
+    assert not pipeline.predict(image, net, tmp_path / "o.zarr", **options).failures
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory: give fewer --workers"),
+        (OSError(errno.EIO, os.strerror(errno.EIO), "/data/x"), "/data/x: Input/output error"),
+        (ValueError("two\nlines"), "two lines"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def main() -> int:
+        raise error
+
+    monkeypatch.setattr(commands.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        commands.run(main)
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {said}") and err.count("\n") == 1
