@@ -14,7 +14,7 @@ from typing import NamedTuple
 import cloudpickle
 import ray
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
-from ray.exceptions import AuthenticationError, RayError
+from ray.exceptions import AuthenticationError, RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.engines.units import describe
@@ -142,7 +142,11 @@ def preflight(check: bytes, needs: dict[str, float]) -> set[str]:
     Raises ValueError that names the node where it has.
     """
     this = ray.get_runtime_context().get_node_id()
-    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and room(node["Resources"], needs)}
+    nodes = {
+        node["NodeID"]: node["NodeManagerHostname"]
+        for node in ray.nodes()
+        if node["Alive"] and room(node["Resources"], needs)
+    }
     task = ray.remote(num_cpus=0, max_retries=1)(examine)
     asked = {
         task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(check): node
@@ -150,15 +154,17 @@ def preflight(check: bytes, needs: dict[str, float]) -> set[str]:
         if node != this
     }
     ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=EXAMINE) if asked else ([], [])
-    for reference in late:
-        raise ValueError(f"node {nodes[asked[reference]]['NodeManagerHostname']} did not answer within {EXAMINE:g} s")
+    seen = {this}
     for reference in ready:
         try:
             objection = ray.get(reference)
-        except RayError as error:
-            if nodes[asked[reference]]["Alive"]:
-                first = str(error).strip().splitlines()[-1]
-                objection = f"node {nodes[asked[reference]]['NodeManagerHostname']} cannot run the workers: {first}"
+        except (RayTaskError, RuntimeEnvSetupError) as error:
+            objection = f"node {nodes[asked[reference]]} cannot run workers: {str(error).strip().splitlines()[-1]}"
+        except RayError:  # the node died; whichever takes its place is asked by the first worker there
+            continue
         if objection:
             raise ValueError(objection)
-    return {this, *asked.values()}
+        seen.add(asked[reference])
+    if late:
+        raise ValueError(f"node {nodes[asked[late[0]]]} did not answer within {EXAMINE:g} s: is its storage there?")
+    return seen

@@ -183,7 +183,7 @@ def test_error_in_start_is_raised_as_it_is(run: Engine) -> None:
 
 
 @pytest.mark.parametrize("run", PROCESSES, indirect=True)
-def test_killed_worker_is_replaced_and_only_its_unit_is_tried_again(run: Engine, tmp_path: Path) -> None:
+def test_killed_worker_is_replaced_and_only_its_unit_is_tried_again(run: Engine, tmp_path: Path, request: Any) -> None:
     """Killed from outside while a unit runs, and another waits behind it where the engine has one wait."""
 
     def start() -> Callable[[Unit], Unit]:
@@ -204,7 +204,11 @@ def test_killed_worker_is_replaced_and_only_its_unit_is_tried_again(run: Engine,
         target=lambda: wait_for(lambda: any(line.startswith("7 ") for line in logged(tmp_path)), 60) and kill()
     ).start()
     assert sorted(run(start, [range(12)], retries=1)) == [(n, n) for n in range(12)]
-    assert Counter(line.split()[0] for line in logged(tmp_path)) == {str(n): 1 + (n == 7) for n in range(12)}
+    times = Counter(line.split()[0] for line in logged(tmp_path))
+    again = {unit for unit, count in times.items() if count > 1}
+    assert max(times.values()) == 2 and "7" in again
+    if request.node.callspec.params["run"] != "dask":  # whose results lie with the worker until they are fetched
+        assert again == {"7"}
 
 
 @pytest.mark.parametrize("run", PROCESSES, indirect=True)
