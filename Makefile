@@ -10,13 +10,15 @@ PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraint
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint bench-networks clean
+.PHONY: help venv demo test nightly lint bench-engines bench-networks clean
 
 help:
 	@echo 'make demo    install into $(VENV), draw an 8192 x 8192 slide, predict its nuclei, verify the result'
 	@echo 'make test    everything that must pass: lint, types, tests, coverage'
+	@echo 'make nightly what takes longer: runs on Ray that are killed at random times'
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make venv    only install, for development'
+	@echo 'make bench-engines    what engines cost: benchmarks/engines.md (ten minutes)'
 	@echo 'make bench-networks   networks of other libraries, in .bench: benchmarks/networks.md (half an hour)'
 	@echo 'make clean   remove what the others made, $(VENV) too'
 
@@ -27,7 +29,7 @@ $(VENV)/python.stamp:
 
 # The first import reads the libraries from disk once, which can take minutes on a cold machine: better here than in
 # the middle of a run or a test with a time limit.
-WARM := $(PY) -c 'import torch, zarr, dask.array, tifffile, imagecodecs'
+WARM := $(PY) -c 'import torch, zarr, dask.array, ray, tifffile, imagecodecs'
 
 $(VENV)/package.stamp: $(VENV)/python.stamp pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV) (a few minutes the first time) ...'
@@ -62,6 +64,13 @@ lint: $(VENV)/dev.stamp
 test: lint
 	@$(WARM) || $(WARM)
 	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --dist loadgroup --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=90
+
+# What takes too long for every time: twenty more runs that are killed at random.
+nightly: $(VENV)/dev.stamp
+	$(TEST_ENVIRONMENT) $(PY) -m pytest -m nightly
+
+bench-engines: $(VENV)/dev.stamp
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks.engines
 
 # What the libraries of networks import, beside what the package itself does.
 NETWORKS_NEED := huggingface-hub tqdm einops kornia-rs torch-einops-utils colorlog scikit-image natsort

@@ -37,6 +37,8 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[None]:
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address not in ("local", "auto"):
+        _knock(address)
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -63,15 +65,18 @@ def _start(cpus: float, gpus: float) -> None:
     )
 
 
+def _knock(address: str) -> None:
+    """Raises ValueError where nobody accepts a connection."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), REACH).close()
+    except (OSError, ValueError):
+        raise ValueError(
+            f"no Ray cluster answers at {address!r}: give HOST:PORT of its head, or auto on a node of it"
+        ) from None
+
+
 def _join(address: str) -> None:
-    if address != "auto":
-        host, _, port = address.rpartition(":")
-        try:
-            socket.create_connection((host, int(port)), REACH).close()
-        except (OSError, ValueError):
-            raise ValueError(
-                f"no Ray cluster answers at {address!r}: give HOST:PORT of its head, or auto on a node of it"
-            ) from None
     try:
         ray.init(address=address, logging_level="ERROR")
     except ConnectionError as error:
