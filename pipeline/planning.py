@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,12 @@ class Analysis:
         except CannotStream as reason:
             return None, str(reason)
 
+    @cache  # noqa: B019  (an analysis lives as long as the call that made it)
+    def peak(self, read: tuple[int, int], item: int) -> int:
+        """Bytes of a pass over a read in bands; hundreds of photographs of one size ask for it once."""
+        assert self.program is not None
+        return peak_bytes(self.program, *read, self.band, item)
+
     def needs(self, image: Image, options: Options, kind_bytes: int) -> Any:
         """Function of a grid: bytes that a worker needs above the interpreter, with a cache of that size or least."""
         module = self.network.module
@@ -98,7 +105,7 @@ class Analysis:
                 forward = forward_bytes(module, self.channels, self.field, (window, window), precision)
                 accumulated = (grid.y.core + 2 * window) * (grid.x.core + 2 * window) * (4 * self.classes + 4)
             elif self.program is not None:
-                forward = weights + peak_bytes(self.program, *read, self.band, width)
+                forward = weights + self.peak(read, width)
                 accumulated = 0
             else:
                 forward = forward_bytes(module, self.channels, self.field, read, precision)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import time
@@ -13,20 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
+from pipeline import previewing
 from pipeline.engines import local
 from pipeline.engines.units import Failure, Outcome
 from pipeline.ledgers import Held
 from pipeline.preflight import preflight
-from pipeline.stitching import preview
 from pipeline.stitching.ledger import Ledger
 from pipeline.storage.disk import OutputError
 from pipeline.storage.image import Image
-from pipeline.storage.location import Location
 from pipeline.storage.output import Output
 from pipeline.tiling.plan import Plan
-from pipeline.worker import THUMBNAILS, Item, Job, start
+from pipeline.worker import Item, Job, start
 
 log = logging.getLogger("pipeline")
 
@@ -55,7 +51,7 @@ class Run:
     @property
     def settled(self) -> bool:
         """Finished, and no preview is left to draw."""
-        return self.finished and not self.output.location.names(THUMBNAILS)
+        return self.finished and not previewing.is_left(self.output)
 
     def missing(self, units: range) -> list[int]:
         return [unit for unit in units if not self.ledger.done(unit)]
@@ -118,7 +114,9 @@ def drive(job: Job, runs: Sequence[Run], place: Place, *, report: Report | None)
         for item, result in results:
             number, first, stop = cast(Item, item)
             run = runs[number]
-            if isinstance(result, Failure):
+            if isinstance(result, Failure) and first == run.plan.units:
+                log.warning("%s is finished, but its preview cannot be drawn: %s", run.output.path, result.message)
+            elif isinstance(result, Failure):
                 run.failures.append(_named(run, first, result))
             else:
                 for unit, records in zip(range(first, stop), result, strict=True):
@@ -129,12 +127,6 @@ def drive(job: Job, runs: Sequence[Run], place: Place, *, report: Report | None)
             if report is not None and time.monotonic() - last > REPORT_EVERY:
                 last = time.monotonic()
                 report(Progress(tiles, done, pixels, sum(len(r.failures) for r in runs), last - began))
-    for run in runs:
-        if run.finished:
-            try:
-                write_preview(run)
-            except (OSError, OutputError) as error:
-                log.warning("%s is finished, but its preview cannot be written: %s", run.output.path, error)
 
 
 def _results(job: Job, runs: Sequence[Run], place: Place) -> Generator[Outcome, None, None]:
@@ -171,13 +163,15 @@ def _is_fatal(error: BaseException) -> bool:
 
 
 def _stages(runs: Sequence[Run]) -> Iterator[Iterator[Item]]:
-    """Tiles of all images, then their pyramids level by level; an image of one tile is one item.
+    """Tiles of all images, then their pyramids level by level, then previews; an image of one tile is one item.
 
     A stage of an image whose tiles failed is left out, since its shards would be built on what is not there.
     """
     deepest = max((len(run.plan.stages) for run in runs), default=0)
     for level in range(deepest):
         yield (item for number, run in enumerate(runs) for item in _items(number, run, level))
+    yield ((number, run.plan.units, run.plan.units) for number, run in enumerate(runs)
+           if run.finished and previewing.is_left(run.output))  # fmt: skip
 
 
 def _items(number: int, run: Run, level: int) -> Iterator[Item]:
@@ -200,66 +194,6 @@ def _named(run: Run, unit: int, failure: Failure) -> str:
     else:
         place = f"pyramid shard {unit - run.plan.tiles}"
     return f"{place}: {failure.message}"
-
-
-def preview_of(output: Location) -> tuple[Location, str]:
-    """Where the preview of an output lies, and its name: big.preview.png beside big.zarr."""
-    name = (output.name.removesuffix(".zarr") or output.name) + ".preview.png"
-    return output.above(), name
-
-
-def write_preview(run: Run) -> None:
-    """Assemble the picture from what each tile left behind, then remove that."""
-    plan, location = run.plan, run.output.location
-    parts = location.names(THUMBNAILS)
-    folder, picture_name = preview_of(location)
-    if plan.network is None or not parts:
-        return
-    factor = preview.factor(plan.size)
-    rows, columns = (-(-n // factor) for n in plan.size)
-    picture: np.ndarray | None = None
-    if len(parts) < plan.tiles // plan.planes and folder.length(picture_name) is not None:
-        parts = []  # lost tiles were done again, the picture shows all of them already
-    for name in parts:
-        with np.load(io.BytesIO(location.read(f"{THUMBNAILS}/{name}"))) as part:
-            values = part["pixels"]
-            if picture is None:
-                picture = np.zeros((values.shape[0], rows, columns), np.float32)
-            picture[:, part["y"][:, None], part["x"]] = values
-    if picture is not None:
-        card = run.output.attributes.get("network", {})
-        lines = tuple([n * c for n in range(1, -(-size // c))] for size, c in zip(plan.size, plan.core, strict=True))
-        tiles = plan.tiles
-        page = preview.compose(
-            picture if picture.shape[0] in (1, 3) else picture[:1],
-            _small_mask(run),
-            size=plan.size,
-            lines=(lines[0], lines[1]),
-            title=location.name,
-            facts=[f"{plan.size[1]} x {plan.size[0]} pixels", f"{tiles} tile{'s' * (tiles > 1)}", plan.kind,
-                   f"network {card.get('name', '')}"],
-            classes=card.get("class_names") or (),
-            eight_bit=plan.image["dtype"] == "uint8",
-        )  # fmt: skip
-        content = io.BytesIO()
-        page.save(content, "PNG")
-        folder.write(picture_name, [content.getvalue()])
-    location.remove(THUMBNAILS)
-
-
-def _small_mask(run: Run) -> np.ndarray:
-    """Class of each pixel on the first level of at most the preview's size."""
-    layout = run.plan.layout
-    level = next((k for k, s in enumerate(layout.shapes) if max(s[-2:]) <= 2 * preview.SIDE), len(layout.shapes) - 1)
-    values = np.asarray(run.output.arrays[level])
-    if "z" in layout.axes:
-        values = values[..., 0, :, :]
-    if run.plan.kind == "mask":
-        return values
-    if values.shape[0] > 1:
-        return np.asarray(values.argmax(axis=0))
-    threshold = 0.0 if run.plan.kind == "logits" else 127 if values.dtype == np.uint8 else 0.5
-    return np.asarray(values[0] > threshold, np.uint8)
 
 
 def default_workers(memory: int) -> int:

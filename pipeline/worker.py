@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline import previewing
 from pipeline.network.loading import Network
 from pipeline.network.program import Program
 from pipeline.network.streaming import Stream, program_of
-from pipeline.stitching import blending, preview, pyramid
+from pipeline.stitching import blending, pyramid
 from pipeline.storage.disk import OutputError
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.output import Output, Record, open_output
@@ -24,7 +24,7 @@ from pipeline.tiling.grid import Tile
 from pipeline.tiling.plan import Plan
 
 Item = tuple[int, int, int]
-"""Image number, and the half-open range of its units that one call does."""
+"""Image number, and the half-open range of its units that one call does; none of them: its preview."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -32,8 +32,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-THUMBNAILS = "preview"
-"""Folder in an unfinished output that holds what the preview will show of each tile's image."""
+
+log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,10 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
     def run(item: Item) -> list[list[Record]]:
         number, first, last = item
         worker = opened(number)
-        return [worker.run(unit) for unit in range(first, last)]
+        records = [worker.run(unit) for unit in range(first, last)]
+        if first == last or (last == worker.plan.units and worker.plan.tiles == 1):
+            worker.draw_preview()
+        return records
 
     return run
 
@@ -90,8 +93,10 @@ class Worker:
         if level == 0:
             tile = self.plan.grid.tile(unit)
             data, pixels = self.model.tile(tile)
-            if self.plan.network is not None:
-                self._keep_thumbnail(unit, tile, pixels)
+            if self.plan.network is not None and tile.plane == 0:
+                core = image_region(self.plan, tile.core)
+                within = Region(core.y.shift(-tile.read.y.start), core.x.shift(-tile.read.x.start))
+                previewing.keep_thumbnail(self.output, self.plan, unit, core, pixels[:, *within.slices])
         else:
             data = pyramid.build_shard(
                 lambda below: self.output.read(level - 1, below),
@@ -101,17 +106,12 @@ class Worker:
             )
         return self.output.write(level, region, data)
 
-    def _keep_thumbnail(self, unit: int, tile: Tile, pixels: np.ndarray) -> None:
-        """What the preview shows of this tile's image, so that no pixel is decoded again for it."""
-        if tile.plane:
-            return
-        core = image_region(self.plan, tile.core)
-        within = Region(core.y.shift(-tile.read.y.start), core.x.shift(-tile.read.x.start))
-        thumbnail = preview.thumbnail(pixels[:3, *within.slices], core, preview.factor(self.plan.size))
-        content = io.BytesIO()
-        np.savez(content, y=thumbnail[0], x=thumbnail[1], pixels=thumbnail[2])
-        with suppress(OutputError):  # a picture that cannot be drawn is no reason to lose a tile
-            self.output.location.write(f"{THUMBNAILS}/{unit}.npz", [content.getvalue()])
+    def draw_preview(self) -> None:
+        """Draw the finished output's preview; a picture that cannot be written is said, and no reason to fail."""
+        try:
+            previewing.draw(self.output, self.plan)
+        except (OSError, OutputError) as error:
+            log.warning("%s is finished, but its preview cannot be written: %s", self.output.path, error)
 
 
 class Model:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 from pipeline.network.graph import Node, Ref, references
 from pipeline.network.relations import SAME, Demand, Pad, Relation, Resample, Transposed, Window, demanded, unite
@@ -75,17 +75,37 @@ class Step:
         """What the operation returns, of these rows."""
         return self.call(tensors)
 
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """The operation's arguments by name, in their order."""
+        bound = self.node.bound()
+        return {argument.name: bound[argument.name] for argument in self.node.op._schema.arguments}
+
+    @cached_property
+    def keywords(self) -> set[str]:
+        """Those that cannot be given by position."""
+        return {argument.name for argument in self.node.op._schema.arguments if argument.kwarg_only}
+
+    @cached_property
+    def values(self) -> list[int]:
+        """What the arguments refer to, in the order of `inputs`."""
+        return list(dict.fromkeys(references((self.node.args, self.node.kwargs))))
+
     def call(self, tensors: Sequence[Tensor], **changed: Any) -> Any:
         """The operation with these tensors in place of the values that it refers to, and some arguments replaced."""
-        held = dict(zip(dict.fromkeys(references((self.node.args, self.node.kwargs))), tensors, strict=True))
-        if changed:
-            bound = {**self.node.bound(), **changed}
-            args = [bound[argument.name] for argument in self.node.op._schema.arguments if not argument.kwarg_only]
-            kwargs = {argument.name: bound[argument.name] for argument in self.node.op._schema.arguments
-                      if argument.kwarg_only}  # fmt: skip
-        else:
-            args, kwargs = list(self.node.args), self.node.kwargs
-        args, kwargs = tree_map(lambda leaf: held[leaf.value] if isinstance(leaf, Ref) else leaf, (args, kwargs))
+        held = dict(zip(self.values, tensors, strict=True))
+        args, kwargs = [], {}
+        for name, value in self.arguments.items():
+            if isinstance(value, Ref):
+                value = held[value.value]
+            elif isinstance(value, list | tuple):
+                value = [held[part.value] if isinstance(part, Ref) else part for part in value]
+            if name in changed:
+                value = changed[name]
+            if name in self.keywords:
+                kwargs[name] = value
+            else:
+                args.append(value)
         return self.node.op(*args, **kwargs)
 
 
@@ -121,7 +141,7 @@ class Convolution(Step):
         assert isinstance(self.relation, Window)
         above, below = _around(self.relation, span)
         image = F.pad(tensors[0], (0, 0, above, below)) if above or below else tensors[0]
-        padding = list(self.node.bound()["padding"])
+        padding = list(self.arguments["padding"])
         result: Tensor = self.call([image, *tensors[1:]], padding=[0, padding[-1]])
         return result
 
@@ -139,7 +159,7 @@ class MaxPool(Step):
         assert isinstance(self.relation, Window)
         above, below = _around(self.relation, span)
         image = F.pad(tensors[0], (0, 0, above, below), value=-torch.inf) if above or below else tensors[0]
-        padding = self.node.bound()["padding"] or [0]
+        padding = self.arguments["padding"] or [0]
         return self.call([image], padding=[0, padding[-1]])
 
 
@@ -154,7 +174,7 @@ class TransposedConvolution(Step):
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
         assert isinstance(self.relation, Transposed)
-        bound = self.node.bound()
+        bound = self.arguments
         origin = span.given.start * self.relation.stride - self.relation.before
         reached = origin + (span.given.size - 1) * self.relation.stride
         reached += (self.relation.kernel - 1) * self.relation.dilation + 1
@@ -175,7 +195,7 @@ class Slice(Step):
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
         assert isinstance(self.relation, Window)
-        bound = self.node.bound()
+        bound = self.arguments
         dim = bound["dim"] % tensors[0].ndim
         if dim == self.dim:
             return tensors[0][(slice(None),) * dim + (slice(None, None, self.relation.stride),)]
@@ -200,7 +220,7 @@ class Padding(Step):
         return unite(needed, (size - below * min(after + 1, size), low * 0 + size))
 
     def _amounts(self) -> tuple[int, int]:
-        bound = self.node.bound()
+        bound = self.arguments
         amounts = bound["pad"] if "pad" in bound else bound["padding"]
         return (amounts[2], amounts[3]) if len(amounts) > 2 else (0, 0)
 
@@ -209,7 +229,7 @@ class Padding(Step):
         before, after = self._amounts()
         above = max(0, before) if span.made.start < before else 0
         below = max(0, after) if span.made.stop > span.size + before else 0
-        bound = self.node.bound()
+        bound = self.arguments
         name = "pad" if "pad" in bound else "padding"
         result: Tensor = self.call(tensors, **{name: [*bound[name][:2], above, below]})
         origin = span.given.start + before - above
