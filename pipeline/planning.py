@@ -253,7 +253,7 @@ def blend_field(field: ReceptiveField, window: int) -> tuple[ReceptiveField, tup
     if any(r != 1 for r in field.rate) or field.surplus != (0, 0):
         raise ValueError("--mode blend needs a network whose output has the size of its input")
     sides = tuple(max(a, round(window / a) * a) for a in field.alignment)
-    return replace(field, before=(0, 0), after=(0, 0)), (sides[0], sides[1])
+    return replace(field, before=(0, 0), after=(0, 0), halo=None), (sides[0], sides[1])
 
 
 def output_shape(

@@ -21,6 +21,7 @@ class AxisField:
     rate: Fraction
     surplus: int
     offset: float
+    halo: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,13 @@ def axis_field(image: Rows, output: Rows, alignment: int) -> AxisField:
     margin = max(abs(line.surplus / line.rate) for line in lines.values())
     n = alignment * math.ceil((64 + 4 * margin) / alignment + 4)
     while True:
-        before, after, offset = _measure(graph, lines, image, output, n, alignment)
+        before, after, halo, offset = _measure(graph, lines, image, output, n, alignment)
         if n >= 2 * (before + after) + 4 * alignment + 4 * margin:
             break
         n = alignment * math.ceil((3 * (before + after) + 4 * margin) / alignment + 6)
     if out.rate == 1 and out.surplus == 0:
         offset = 0.0
-    return AxisField(before, after, out.rate, int(out.surplus), offset)
+    return AxisField(before, after, out.rate, int(out.surplus), offset, halo)
 
 
 def _sources(output: Rows) -> list[Rows]:
@@ -72,8 +73,8 @@ def _sources(output: Rows) -> list[Rows]:
 
 def _measure(
     graph: list[Rows], lines: dict[Rows, Line], image: Rows, output: Rows, n: int, alignment: int
-) -> tuple[int, int, float]:
-    """Reach before and after, and offset, on an image of n rows."""
+) -> tuple[int, int, tuple[int, int], float]:
+    """Reach before and after, halo, and offset, on an image of n rows."""
     line = lines[output]
     o = np.arange(line.at(n), dtype=np.int64)
     nothing = np.full_like(o, NOTHING), np.full_like(o, -NOTHING)
@@ -90,7 +91,11 @@ def _measure(
     offset = _offset(low, high, line.rate, alignment)
     low, high = unite((low, high), cell)
     low, high = _enough(low, high, demand, lines, alignment)
-    return max(0, int((cell[0] - low).max())), max(0, int((high - cell[1]).max())), offset
+    aligned = cell[0] // alignment * alignment, -(-cell[1] // alignment) * alignment
+    (before, after), halo = (
+        (max(0, int((start - low).max())), max(0, int((high - stop).max()))) for start, stop in (cell, aligned)
+    )
+    return before, after, halo, offset
 
 
 def _enough(low: Ints, high: Ints, demand: dict[Rows, Demand], lines: dict[Rows, Line], alignment: int) -> Demand:

@@ -225,6 +225,7 @@ def _local(analysis: Analysis, alignment: tuple[int, int]) -> ReceptiveField:
         rate=(y.rate, x.rate),
         surplus=(y.surplus, x.surplus),
         offset=(y.offset, x.offset),
+        halo=(y.halo, x.halo),
     )
 
 

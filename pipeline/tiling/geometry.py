@@ -76,8 +76,15 @@ class ReceptiveField:
     """Fewer rows and columns than these, the network does not run on."""
     offset: tuple[float, float] = (0.0, 0.0)
     """Centre of output (0, 0), in input pixels: 0 for a network that keeps the size."""
+    halo: tuple[tuple[int, int], tuple[int, int]] | None = None
+    """For rows and for columns, what a core that begins and ends at multiples of the alignment needs before and after
+    it: less than the reach where only outputs within such a stretch see that far. The reach where it is not known."""
     nonlocal_operations: tuple[str, ...] = field(default=())
     """One line "module.path: operation: reason" for each operation that sees the whole image."""
+
+    def halo_of(self, axis: int) -> tuple[int, int]:
+        """Before and after a core, for rows (0) or columns (1)."""
+        return (self.before[axis], self.after[axis]) if self.halo is None else self.halo[axis]
 
     @property
     def is_local(self) -> bool:

@@ -23,7 +23,10 @@ from pipeline.tiling.geometry import Interval, ReceptiveField, Region
 
 @dataclass(frozen=True)
 class Axis:
-    """Tiles along one axis. Sizes in input rows, but for `output`, the rows of the result."""
+    """Tiles along one axis. Sizes in input rows, but for `output`, the rows of the result.
+
+    `before` and `after` are the halo of a core that begins and ends at multiples of the alignment.
+    """
 
     size: int
     core: int
@@ -56,9 +59,9 @@ class Axis:
 
     def read_for(self, rows: Interval) -> Interval:
         """Rows of the extended image from which the output rows can be computed exactly."""
-        start = math.floor(rows.start / self.rate) - self.before
-        stop = math.ceil(rows.stop / self.rate) + self.after
         a = self.alignment
+        start = math.floor(rows.start / self.rate) // a * a - self.before
+        stop = -(-math.ceil(rows.stop / self.rate) // a) * a + self.after
         start = min(max(0, start // a * a), self.extended - a)
         stop = max(start + a, min(self.extended, -(-stop // a) * a))
         start = max(0, min(start, stop - self.least))
@@ -97,8 +100,7 @@ class Grid:
         output = field.output_shape(*size)
         y, x = (
             Axis(
-                size[i], core[i], field.before[i], field.after[i], field.alignment[i], field.rate[i], output[i],
-                field.least[i],
+                size[i], core[i], *field.halo_of(i), field.alignment[i], field.rate[i], output[i], field.least[i]
             )
             for i in (0, 1)
         )  # fmt: skip

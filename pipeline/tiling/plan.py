@@ -130,6 +130,7 @@ class Plan:
             "surplus": list(f.surplus),
             "least": list(f.least),
             "offset": list(f.offset),
+            "halo": [list(f.halo_of(axis)) for axis in (0, 1)],
             "nonlocal_operations": list(f.nonlocal_operations),
         }
         data["layout"] = self.layout.to_json()
@@ -145,6 +146,7 @@ class Plan:
             raise ValueError("the plan was written by another version of pipeline; use --overwrite to start anew")
         f = dict(data["field"])
         f["rate"] = tuple(Fraction(r) for r in f["rate"])
+        f["halo"] = (tuple(f["halo"][0]), tuple(f["halo"][1]))
         data["field"] = ReceptiveField(**{k: tuple(v) for k, v in f.items()})
         data["layout"] = Layout.from_json(data["layout"])
         for name in ("size", "core", "window"):
