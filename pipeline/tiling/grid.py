@@ -71,6 +71,14 @@ class Axis:
         """Rows of the extended image that the tile reads: its core with the halo."""
         return self.read_for(self.core_of(tile))
 
+    @property
+    def largest_read(self) -> int:
+        """Rows of the largest read; 0 where there is no tile."""
+        # reads grow until their halo is no longer clipped at the start, and shrink from where it is at the end
+        turns = (self.before // self.core, (self.extended - self.after) // self.core)
+        candidates = {0, len(self) - 1, *(turn + more for turn in turns for more in (-1, 0, 1))}
+        return max((self.read_of(i).size for i in candidates if 0 <= i < len(self)), default=0)
+
     def crop(self, rows: Interval, read: Interval) -> Interval:
         """Where the output rows lie in the network's output for that read."""
         return rows.shift(-int(read.start * self.rate))
@@ -131,11 +139,7 @@ class Grid:
     @property
     def largest_read(self) -> tuple[int, int]:
         """Rows and columns of the largest read."""
-        rows, columns = (
-            max((axis.read_of(i).size for i in {0, 1, len(axis) - 1, len(axis) // 2} if i < len(axis)), default=0)
-            for axis in (self.y, self.x)
-        )
-        return rows, columns
+        return self.y.largest_read, self.x.largest_read
 
 
 @dataclass(frozen=True)
