@@ -1,4 +1,4 @@
-"""What tests of several parts share: one Ray cluster, one S3 server."""
+"""What tests of several parts share: settings of Hypothesis, one Ray cluster, one S3 server."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# the same examples each time; no deadline, as a busy machine is no failure
+settings.register_profile("steady", deadline=None, derandomize=True)
+settings.load_profile("steady")
 
 S3_SERVER = """
 import logging, sys
