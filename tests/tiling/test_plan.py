@@ -59,14 +59,16 @@ OTHER: dict[str, Any] = {
     "core": (252, 128),
     "layout": build_layout("cyx", "float32", (2, 1300, 900), (128, 128), whole=True),
     "window": (64, 64),
+    "band": 64,
 }
 
 
-def test_every_field_but_the_forecast_decides_the_fingerprint():
-    assert set(OTHER) == {f.name for f in fields(Plan)} - {"memory"}
+def test_every_field_but_forecasts_decides_the_fingerprint():
+    assert set(OTHER) == {f.name for f in fields(Plan)} - {"memory", "whole"}
     prints = [replace(PLAN, **{name: value}).fingerprint for name, value in OTHER.items()]
     assert len({PLAN.fingerprint, *prints}) == len(OTHER) + 1
-    assert replace(PLAN, memory=5).fingerprint == PLAN.fingerprint and replace(PLAN, memory=5) == PLAN
+    forecast = replace(PLAN, memory=5, whole="why")
+    assert forecast.fingerprint == PLAN.fingerprint and forecast == PLAN
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def plans(draw: st.DrawFn) -> Plan:
     planes = draw(st.integers(1, 3)) if "z" in axes else 1
     size = (draw(st.integers(1, 5 * core[0])), draw(st.integers(1, 5 * core[1])))
     plan = plan_of(size, core, planes, field, axes)
-    return replace(plan, window=draw(st.sampled_from([None, (64, 32)])))
+    return replace(plan, band=draw(st.integers(0, 64)), window=draw(st.sampled_from([None, (64, 32)])))
 
 
 @given(plans())
