@@ -73,7 +73,12 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
     def run(item: Item) -> list[list[Record]]:
         number, first, last = item
         worker = opened(number)
-        records = [worker.run(unit) for unit in range(first, last)]
+        try:
+            records = [worker.run(unit) for unit in range(first, last)]
+        except RuntimeError as error:  # torch has no exception of its own for the CPU's memory
+            if "can't allocate memory" in str(error):
+                raise MemoryError(str(error)) from error
+            raise
         if first == last or (last == worker.plan.units and worker.plan.tiles == 1):
             worker.draw_preview()
         return records

@@ -206,3 +206,31 @@ def test_a_tile_that_kills_its_worker_is_set_aside_and_tried_by_the_next_call(tm
     assert result.resumed == 14
     with torch.no_grad():
         np.testing.assert_allclose(result.array[:], net(torch.from_numpy(pixels)[None].float())[0], atol=1e-3)
+
+
+@torch.library.custom_op("pipeline_tests::greedy", mutates_args=())
+def greedy(x: torch.Tensor) -> torch.Tensor:
+    """The same pixels; asks for more memory than there is where one of them is 255."""
+    return x + torch.empty(1 << 50)[0] if bool((x == 255).any()) else x.clone()
+
+
+greedy.register_fake(torch.empty_like)
+
+
+class Greedy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(torch.ops.pipeline_tests.greedy(x))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_memory_that_runs_out_ends_the_run_and_leaves_what_is_done(workers: int, tmp_path: Path) -> None:
+    """No retry would do better, and every other tile would need as much."""
+    pixels = np.zeros((1, 96, 64), np.uint8)
+    pixels[0, -1] = 255
+    with pytest.raises(MemoryError, match="can't allocate memory"):
+        pipeline.predict(pixels, Greedy().eval(), tmp_path / "o.zarr", tile=(32, 32), workers=workers, reach=1)
+    assert lines(tmp_path) >= (4 if workers == 1 else 1)
