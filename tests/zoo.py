@@ -158,6 +158,7 @@ PLAIN = [
         "zero-insertion", lambda: chain(parts.insert_zeros, conv(2, 2, 4, padding="same"), nn.AvgPool2d(2)), hidden=True
     ),
     Architecture("in-place", lambda: parts.InPlace()),
+    Architecture("channel-slices", lambda: chain(conv(2, 9), lambda x: x[:, :4] - x[:, 3:7] + x[:, 1::2], conv(4, 2))),
     Architecture("indexed", lambda: chain(conv(2, 2), parts.repeated, conv(2, 2), lambda x: x[:, :, 1::2, ::2])),
     Architecture("lp-pool", lambda: chain(conv(2, 2), nn.LPPool2d(2, 3, 2), conv(2, 2)), exact=False),
     Architecture(

@@ -147,7 +147,7 @@ class _Builder:
             return steps.TransposedConvolution(**made)
         if name == "max_pool2d_with_indices" and planar and node.outputs[1] not in self.used:
             return steps.MaxPool(**made)
-        if name in ("slice", "slice_copy") and isinstance(relation, Window):
+        if name in ("slice", "slice_copy") and isinstance(relation, Window) and self._cuts(node):
             return steps.Slice(**made)
         if isinstance(relation, Pad) and planar and name != "cat":
             return steps.Padding(**made)
@@ -164,6 +164,11 @@ class _Builder:
         if _constants(node) != _constants(other):
             raise CannotStream("is told sizes that depend on the image's")
         return steps.Step(**made)
+
+    def _cuts(self, node: Node) -> bool:
+        """Whether a slice takes some of the rows or columns, and not of the channels."""
+        tracked = self.values[references(node.args)[0]]
+        return tracked is not None and bool(tracked.axes([node.bound()["dim"]]))
 
     def _plain_pool(self, node: Node) -> bool:
         bound = node.bound()
