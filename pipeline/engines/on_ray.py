@@ -37,9 +37,10 @@ LOOK = 2.0
 """Seconds between two looks at the cluster, and for which nothing need be heard from any worker."""
 MORE = 8
 """Workers that a small cluster with an autoscaler is asked for beyond those that it holds."""
+NODE_DIED = "its node died"
 CAUSES = {
     "running low on memory": "its node ran out of memory",
-    "its node has died": "its node died",
+    "its node has died": NODE_DIED,
     "connection error code": "its process was killed or crashed",
 }
 """What a part of Ray's page on a death means."""
@@ -243,7 +244,7 @@ class Crew:
             self.units.give_back(units)
             return []
         if not worker.ready:
-            self.deaths_at_start += 1
+            self.deaths_at_start += cause != NODE_DIED
             if self.deaths_at_start > self.units.retries:
                 if not any(other.ready for other in self.workers):
                     raise RuntimeError(f"workers die at the start, {self.deaths_at_start} times in a row ({cause})")

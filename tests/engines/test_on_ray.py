@@ -16,7 +16,7 @@ import cloudpickle
 import pytest
 
 from pipeline.engines.on_ray import run
-from pipeline.engines.units import Unit
+from pipeline.engines.units import Failure, Unit
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
 
@@ -107,6 +107,39 @@ def test_node_that_does_not_see_the_data_is_named_before_anything_starts(cluster
         assert not (tmp_path / "started").exists()
     finally:
         cluster.remove_node(node, allow_graceful=False)
+
+
+def test_workers_join_with_their_node_and_a_drained_one_charges_nobody(cluster: Any) -> None:
+    """No retry is granted, so a unit that is charged would be a Failure."""
+    got: dict[Unit, Any] = {}
+    node = None
+
+    def units() -> Iterator[Unit]:
+        """As many as it takes until the node's worker has done one, and some more."""
+        count = 0
+        while node is None or node.node_id not in got.values():
+            yield count
+            count += 1
+        yield from range(count, count + 40)
+
+    results = run(where, [units()], workers=3, retries=0, name="drained")
+    for unit, result in results:
+        got[unit] = result
+        if node is None:
+            node = cluster.add_node(num_cpus=1, **SMALL)
+        elif result == node.node_id:
+            break
+    assert node is not None
+    command = [
+        "drain-node", "--address", cluster.address, "--node-id", node.node_id, "--reason",
+        "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot", "--deadline-remaining-seconds", "1",
+    ]  # fmt: skip
+    program = Path(sys.executable).with_name("ray")
+    done = subprocess.run([program, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    got |= dict(results)
+    cluster.remove_node(node, allow_graceful=False)
+    assert sorted(got) == list(range(len(got))) and not any(isinstance(result, Failure) for result in got.values())
 
 
 def test_workers_that_die_at_the_start_are_an_error(cluster: Any) -> None:
