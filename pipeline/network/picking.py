@@ -33,7 +33,7 @@ def index(call: Call) -> Outputs:
         at = {d: (a, b) for d, (a, b) in enumerate(zip(first, second, strict=True)) if a is not None}
     if any(not isinstance(a, torch.Tensor) or a.dtype in (torch.bool, torch.uint8) for a, _ in at.values()):
         raise Unknown("reads computed positions")
-    lines = [{d for d, n in enumerate(a.shape) if n > 1} for a, _ in at.values()]
+    lines = [{d - a.ndim for d, n in enumerate(a.shape) if n > 1} for a, _ in at.values()]
     if len(at) > 1 and _outer(lines) and list(at) == list(range(min(at), max(at) + 1)):
         tensor = image
         for dim, (a, b) in at.items():
@@ -52,7 +52,7 @@ def index(call: Call) -> Outputs:
 
 def _outer(lines: list[set[int]]) -> bool:
     """Each index runs along a dimension of its own, in order: rows times columns."""
-    return all(len(line) == 1 for line in lines) and [min(line) for line in lines] == list(range(len(lines)))
+    return all(len(line) == 1 for line in lines) and [min(line) for line in lines] == list(range(-len(lines), 0))
 
 
 def _pick(image: Tracked, dim: int, positions: tuple[torch.Tensor, torch.Tensor]) -> Tracked:

@@ -64,6 +64,10 @@ def transposed(kernel: int, stride: int, padding: int = 0, output_padding: int =
     return nn.ConvTranspose2d(2, 2, kernel, stride, padding, output_padding, dilation=dilation)
 
 
+def antialiased(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", antialias=True)
+
+
 half, third = Fraction(1, 2), Fraction(1, 3)
 WORKED = [
     Worked("conv", conv(2, 2), 1, 1),  # [o-1, o+2)
@@ -102,6 +106,8 @@ WORKED = [
     Worked("bilinear x 3", up(3), 1, 1, rate=3, offset=-1 / 6),  # from m-1, m; m, m+1 (weight 0); m, m+1
     Worked("bilinear / 2", up(0.5), 0, 0, 2, half, offset=0.5),  # at 2o+1/2: from 2o, 2o+1
     Worked("bicubic x 2", up(2, "bicubic"), 2, 2, rate=2, offset=-0.25),  # 2m from m-2..m+1; 2m+1 from m-1..m+2
+    # centres m+1/4, m+3/4; rows whose own centres, j+1/2, are less than 1 away: m-1, m; m, m+1
+    Worked("antialiased x 2", Apply(antialiased), 1, 1, rate=2, offset=-0.25),
     Worked("pixel shuffle", nn.PixelShuffle(2), 0, 0, rate=2, offset=-0.25, channels=4),
     Worked("pixel unshuffle", nn.PixelUnshuffle(2), 0, 0, 2, half, offset=0.5),
     # within: rows m-1..m+1 of 2 each, [2m-2, 2m+4), for 2m and 2m+1: 3 more on each side, and not rounded up to 4
