@@ -10,7 +10,7 @@ PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraint
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test nightly lint bench-engines bench-networks clean
+.PHONY: help venv demo test nightly lint bench bench-engines bench-networks clean
 
 help:
 	@echo 'make demo    install into $(VENV), draw an 8192 x 8192 slide, predict its nuclei, verify the result'
@@ -18,6 +18,7 @@ help:
 	@echo 'make nightly what takes longer: runs on Ray that are killed at random times'
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make venv    only install, for development'
+	@echo 'make bench   time and memory of a prediction: benchmarks/infer.md (twenty minutes)'
 	@echo 'make bench-engines    what engines cost: benchmarks/engines.md (ten minutes)'
 	@echo 'make bench-networks   networks of other libraries, in .bench: benchmarks/networks.md (half an hour)'
 	@echo 'make clean   remove what the others made, $(VENV) too'
@@ -68,6 +69,9 @@ test: lint
 # What takes too long for every time: twenty more runs that are killed at random.
 nightly: $(VENV)/dev.stamp
 	$(TEST_ENVIRONMENT) $(PY) -m pytest -m nightly
+
+bench: $(VENV)/dev.stamp
+	$(PY) benchmarks/infer.py
 
 bench-engines: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(PY) -m benchmarks.engines

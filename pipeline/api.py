@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ from pipeline import describing, planning
 from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
 from pipeline.ledgers import FOLDER, Held, forget_ledger, hold, open_ledger, read_ledger
-from pipeline.network.graph import blank
 from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, Run, default_workers, drive
@@ -162,23 +160,11 @@ def extend(array: np.ndarray, net: Any = None) -> np.ndarray:
 
 
 def seconds(plan: Plan, net: Any = None, **given: Any) -> float:
-    """Seconds that the network alone will take on the tiles of a plan, from one piece that is run here and now."""
+    """Seconds that the network alone will take on the tiles of a plan, from a piece that is run here and now."""
     asked = options(**given)
     analysis = planning.Analysis(_network(net, asked), asked)
-    side = [max(a, 256 // a * a) for a in plan.field.alignment]
-    piece = blank(analysis.network.module, analysis.channels, side)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            analysis.network.module(piece)
-            began = time.monotonic()
-            analysis.network.module(piece)
-            took = time.monotonic() - began
-    finally:
-        torch.set_num_threads(threads)
     pixels = plan.read_amplification * plan.size[0] * plan.size[1] * plan.planes
-    return took * pixels / (side[0] * side[1]) / (asked.workers or default_workers(plan.memory))
+    return analysis.seconds_per_pixel() * pixels / (asked.workers or default_workers(plan.memory))
 
 
 def _network(net: Any, asked: Options) -> Network:

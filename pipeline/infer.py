@@ -94,7 +94,8 @@ def describe(image: str, net: Any, given: dict[str, Any]) -> str:
             f"{image}: {plan.size[1]} x {plan.size[0]} pixels, {plan.planes} planes",
             f"network {plan.network['name'] if plan.network else ''}: reach {f.before} before, {f.after} after, "
             f"alignment {f.alignment}, rate {float(f.rate[0]):g} x {float(f.rate[1]):g}",
-            f"{plan.tiles} tiles of {plan.core[0]} x {plan.core[1]}, read amplification {plan.read_amplification:.3f}",
+            f"{plan.tiles} tiles of {plan.core[0]} x {plan.core[1]}, read amplification {plan.read_amplification:.3f}, "
+            + (f"in bands of {plan.band} rows" if plan.band else f"whole, not in bands: {plan.whole}"),
             f"memory of a worker: {plan.memory / 1e6:.0f} MB and about 300 MB of interpreter and libraries",
             f"output: {plan.kind}, {plan.layout.dtype}, {plan.output_bytes / 1e6:.0f} MB before compression",
             f"time: about {api.seconds(plan, net, **given):.0f} s, by the speed of one piece",

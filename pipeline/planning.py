@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,7 +18,7 @@ from pipeline.network.memory import forward_bytes
 from pipeline.network.program import CannotStream, Program
 from pipeline.network.receptive_field import receptive_field
 from pipeline.network.sizes import fails_at, least_size
-from pipeline.network.streaming import peak_bytes, program_of
+from pipeline.network.streaming import Stream, peak_bytes, program_of
 from pipeline.storage.image import Image
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.grid import Grid, build_layout
@@ -27,6 +29,8 @@ INTERPRETER = 300_000_000
 """Bytes that a worker's interpreter and libraries take before it does anything."""
 WINDOW = 512
 """Side of the windows of --mode blend where none is asked for."""
+PIECE = 512
+"""Side of the piece of an image that tells how long a run will take."""
 BAND = 64
 """Rows that go through the network at a time, about: a multiple of the alignment."""
 CACHE_SHARE = 8
@@ -88,6 +92,25 @@ class Analysis:
         """Bytes of a pass over a read in bands; hundreds of photographs of one size ask for it once."""
         assert self.program is not None
         return peak_bytes(self.program, *read, self.band, item)
+
+    def seconds_per_pixel(self) -> float:
+        """How long the network alone takes on one thread, from a piece that is run here and now."""
+        side = [max(a, PIECE // a * a) for a in self.field.alignment]
+        piece = blank(self.network.module, self.channels, side)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for _ in range(2):  # the first time warms up
+                began = time.monotonic()
+                if self.program is None:
+                    with torch.inference_mode():
+                        self.network.module(piece)
+                else:
+                    deque(Stream(self.program, side[0], side[1]).run(piece.split(self.band, dim=2)), maxlen=0)
+                took = time.monotonic() - began
+        finally:
+            torch.set_num_threads(threads)
+        return took / (side[0] * side[1])
 
     def needs(self, image: Image, options: Options, kind_bytes: int) -> Any:
         """Function of a grid: bytes that a worker needs above the interpreter, with a cache of that size or least."""
