@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from pipeline import describing, planning
+from pipeline.analysis import Analysis, cache_bytes
 from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
 from pipeline.ledgers import FOLDER, Held, forget_ledger, hold, open_ledger, read_ledger
@@ -75,7 +76,7 @@ def predict(
     asked = options(**given)
     if not os.fspath(output):
         raise ValueError("say where the prediction goes: output='big.zarr'")
-    analysis = planning.Analysis(_network(net, asked), asked, "nuclei" if net is None else net)
+    analysis = Analysis(_network(net, asked), asked, "nuclei" if net is None else net)
     if not isinstance(image, list | tuple):
         run = _begin(image, os.fspath(output), analysis, asked)
         results = _work([run], analysis, asked, report, own_process)
@@ -93,7 +94,7 @@ def predict(
 def plan(image: Any, net: Any = None, output: str | os.PathLike[str] = "", **given: Any) -> Plan:
     """See `pipeline.plan`."""
     asked = options(**given)
-    analysis = planning.Analysis(_network(net, asked), asked)
+    analysis = Analysis(_network(net, asked), asked)
     with _open(image, analysis.channels, asked) as opened:
         return planning.plan_image(opened, analysis, asked)
 
@@ -109,7 +110,7 @@ def predict_lazy(array: Any, net: Any = None, **given: Any) -> Any:
     from pipeline import lazy
 
     asked = options(**{"device": "cpu", **given})
-    return lazy.predict_lazy(array, planning.Analysis(_network(net, asked), asked))
+    return lazy.predict_lazy(array, Analysis(_network(net, asked), asked))
 
 
 def convert(
@@ -162,7 +163,7 @@ def extend(array: np.ndarray, net: Any = None) -> np.ndarray:
 def seconds(plan: Plan, net: Any = None, **given: Any) -> float:
     """Seconds that the network alone will take on the tiles of a plan, from a piece that is run here and now."""
     asked = options(**given)
-    analysis = planning.Analysis(_network(net, asked), asked)
+    analysis = Analysis(_network(net, asked), asked)
     pixels = plan.read_amplification * plan.size[0] * plan.size[1] * plan.planes
     return analysis.seconds_per_pixel() * pixels / (asked.workers or default_workers(plan.memory))
 
@@ -175,13 +176,13 @@ def _open(image: Any, channels: int | None, asked: Options) -> Image:
     return open_image(image, axes=asked.axes, level=asked.level or 0, channels=channels)
 
 
-def _begin(image: Any, output: str, analysis: planning.Analysis | None, asked: Options) -> Run:
+def _begin(image: Any, output: str, analysis: Analysis | None, asked: Options) -> Run:
     """Open the image; make its output, or find what an earlier run left of it.
 
     All that can be refused is refused before anything is made or removed; from then on the lock is held.
     """
     opened = _open(image, analysis.channels if analysis else None, asked)
-    opened.cache_bytes = planning.cache_bytes(asked)
+    opened.cache_bytes = cache_bytes(asked)
     location = location_of(output)
     _spare(image, location)
     location.check_parent()
@@ -205,7 +206,7 @@ def _begin(image: Any, output: str, analysis: planning.Analysis | None, asked: O
         raise
 
 
-def _resume(location: Location, opened: Image, analysis: planning.Analysis | None, asked: Options, lock: Held) -> Run:
+def _resume(location: Location, opened: Image, analysis: Analysis | None, asked: Options, lock: Held) -> Run:
     """The run that goes on with what is there."""
     target = open_output(str(location))
     stored = Plan.from_json(target.attributes["plan"])
@@ -226,9 +227,7 @@ def _spare(image: Any, output: Location) -> None:
         raise ValueError(f"the image {os.fspath(image)} lies in the output {output}: give another name with -o")
 
 
-def _begin_all(
-    images: list[Any], folder: str, analysis: planning.Analysis, asked: Options
-) -> tuple[list[Run], list[str]]:
+def _begin_all(images: list[Any], folder: str, analysis: Analysis, asked: Options) -> tuple[list[Run], list[str]]:
     """A run for each image that opens, and a line for each that does not."""
     within = location_of(folder)
     within.check_parent("outputs")
@@ -250,7 +249,7 @@ def _begin_all(
 
 def _work(
     runs: Sequence[Run],
-    analysis: planning.Analysis | None,
+    analysis: Analysis | None,
     asked: Options,
     report: Callable[[Progress], None] | None,
     own_process: bool,

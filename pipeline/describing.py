@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.analysis import Analysis
 from pipeline.config import Options
-from pipeline.planning import Analysis
 from pipeline.stitching.drawing import palette
 from pipeline.storage.image import Image
 from pipeline.tiling.plan import Plan

@@ -26,9 +26,10 @@ import torch
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
+from pipeline.analysis import Analysis
 from pipeline.network.loading import Network
 from pipeline.network.prepare import copied_module
-from pipeline.planning import Analysis, check_size, pick_channels
+from pipeline.planning import check_size, pick_channels
 from pipeline.tiling.chunks import bounds, cores, parts, split
 from pipeline.tiling.geometry import Interval, Region
 from pipeline.tiling.grid import Grid, Tile

@@ -9,10 +9,10 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from pipeline.analysis import Analysis
 from pipeline.config import InferJob, options
 from pipeline.jobfile import DataPath, load_job
 from pipeline.network.loading import load_network
-from pipeline.planning import Analysis
 
 ROOT = Path(__file__).parents[1]
 REQUIRED = ["image=big.tif", "output=big.zarr"]

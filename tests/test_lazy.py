@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pipeline
-from pipeline import lazy, planning
+from pipeline import lazy
+from pipeline.analysis import Analysis
 from pipeline.config import options
 from pipeline.network.loading import Network, load_network
 from pipeline.network.sizes import least_size
@@ -41,14 +42,14 @@ NETWORKS = [
 
 
 @cache
-def analysis(name: str) -> planning.Analysis:
+def analysis(name: str) -> Analysis:
     """The network of the zoo, or the random one of that number, with small integers for weights, in float64."""
     module = random_network(int(name)) if name.isdigit() else BUILD[name]()
     network = load_network(Network(integer_weights_(module).float(), {"name": name, "channels": 2}))
-    return planning.Analysis(network, options(precision="float64", device="cpu"))
+    return Analysis(network, options(precision="float64", device="cpu"))
 
 
-def whole(found: planning.Analysis, image: np.ndarray) -> np.ndarray:
+def whole(found: Analysis, image: np.ndarray) -> np.ndarray:
     """The whole-image forward pass on the extended image, cropped to the result's shape."""
     size = image.shape[1], image.shape[2]
     extended = extend_to(image, found.field.extended(*size))
@@ -71,7 +72,7 @@ def chunks(draw: st.DrawFn, size: int) -> tuple[int, ...]:
     return tuple(b - a for a, b in pairwise(bounds))
 
 
-def least(found: planning.Analysis) -> tuple[int, int]:
+def least(found: Analysis) -> tuple[int, int]:
     """A small size that the network takes and of whose output something is left."""
     rows, columns = least_size(found.network.module, 2, found.field)
     rows, columns = rows - found.field.alignment[0] + 1, columns - found.field.alignment[1] + 1
@@ -80,7 +81,7 @@ def least(found: planning.Analysis) -> tuple[int, int]:
     return rows, columns
 
 
-def check(found: planning.Analysis, draw: Any) -> None:
+def check(found: Analysis, draw: Any) -> None:
     low = least(found)
     size = draw(st.integers(low[0], low[0] + 40)), draw(st.integers(low[1], low[1] + 40))
     image = pixels(*size)

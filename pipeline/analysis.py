@@ -1,0 +1,149 @@
+"""A network with everything that is derived from it once: field, classes, how it runs, what that takes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+
+from pipeline.config import Options
+from pipeline.network.graph import blank
+from pipeline.network.loading import Network, choose_device
+from pipeline.network.memory import forward_bytes
+from pipeline.network.program import CannotStream, Program
+from pipeline.network.receptive_field import receptive_field
+from pipeline.network.sizes import least_size
+from pipeline.network.streaming import Stream, peak_bytes, program_of
+from pipeline.storage.image import Image
+from pipeline.tiling.geometry import ReceptiveField
+from pipeline.tiling.grid import Grid
+from pipeline.worker import DTYPES
+
+INTERPRETER = 300_000_000
+"""Bytes that a worker's interpreter and libraries take before it does anything."""
+WINDOW = 512
+"""Side of the windows of --mode blend where none is asked for."""
+PIECE = 512
+"""Side of the piece of an image that tells how long a run will take."""
+BAND = 64
+"""Rows that go through the network at a time, about: a multiple of the alignment."""
+CACHE_SHARE = 8
+"""A worker's cache of decoded source chunks gets one part in this many of its memory, at most CACHE_BYTES."""
+CACHE_BYTES = 64_000_000
+
+
+class Analysis:
+    """A network with everything that is derived from it once, for any number of images."""
+
+    def __init__(self, network: Network, options: Options, source: Any = None) -> None:
+        self.network, self.options, self.source = network, options, source
+        # Where each worker is given a GPU, those count, and not what the driver's machine has.
+        theirs = options.engine == "ray" and options.worker_gpus > 0 and options.device != "cpu"
+        self.device = "cuda" if theirs else str(choose_device(options.device))
+        channels = network.channels or len(options.channels or ())
+        if not channels:
+            raise ValueError(
+                f"network {network.name}: the number of channels it takes cannot be told from it; "
+                "say which of the image's it gets, for instance --channels 0,1,2"
+            )
+        self.channels = channels
+        self.field = self._with_least(self._field())
+        self.classes = self._classes()
+        self.program, self.whole = self._program()
+        """How the network runs in bands of rows, or None and why it cannot."""
+        alignment = self.field.alignment[0]
+        self.band = 0 if self.program is None else -(-BAND // alignment) * alignment
+
+    def _field(self) -> ReceptiveField:
+        derived = receptive_field(self.network.module, self.channels, reach=self.options.reach)
+        if self.options.mode != "blend" and not derived.is_local:
+            raise ValueError(
+                f"network {self.network.name} is not local, so no tiling can equal its whole-image pass: "
+                + "; ".join(derived.nonlocal_operations)
+                + " (--mode blend gives an approximation)"
+            )
+        return derived
+
+    def _with_least(self, derived: ReceptiveField) -> ReceptiveField:
+        return replace(derived, least=least_size(self.network.module, self.channels, derived))
+
+    def _classes(self) -> int:
+        """Channels of the network's output, from a run on its least input."""
+        side = self.field.least
+        with torch.inference_mode():
+            return int(self.network.module(blank(self.network.module, self.channels, side)).shape[1])
+
+    def _program(self) -> tuple[Program | None, str]:
+        if self.options.mode == "blend":
+            return None, "--mode blend"
+        try:
+            return program_of(self.network.module, self.channels), ""
+        except CannotStream as reason:
+            return None, str(reason)
+
+    @cache  # noqa: B019  (an analysis lives as long as the call that made it)
+    def peak(self, read: tuple[int, int], item: int) -> int:
+        """Bytes of a pass over a read in bands; hundreds of photographs of one size ask for it once."""
+        assert self.program is not None
+        return peak_bytes(self.program, *read, self.band, item)
+
+    def seconds_per_pixel(self) -> float:
+        """How long the network alone takes on one thread, from a piece that is run here and now."""
+        side = [max(a, PIECE // a * a) for a in self.field.alignment]
+        piece = blank(self.network.module, self.channels, side)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            for _ in range(2):  # the first time warms up
+                began = time.monotonic()
+                if self.program is None:
+                    with torch.inference_mode():
+                        self.network.module(piece)
+                else:
+                    deque(Stream(self.program, side[0], side[1]).run(piece.split(self.band, dim=2)), maxlen=0)
+                took = time.monotonic() - began
+        finally:
+            torch.set_num_threads(threads)
+        return took / (side[0] * side[1])
+
+    def needs(self, image: Image, options: Options, kind_bytes: int) -> Any:
+        """Function of a grid: bytes that a worker needs above the interpreter, with a cache of that size or least."""
+        module = self.network.module
+        weights = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+        precision = DTYPES[options.precision or "float32"]
+        width = torch.finfo(precision).bits // 8
+        fixed = weights * (1 if precision is torch.float32 else 1 + width // 4)
+        window = options.window or WINDOW
+
+        def needs(grid: Grid, cache: int | None = None) -> int:
+            core = grid.y.core * grid.x.core
+            read = grid.largest_read
+            if options.mode == "blend":
+                forward = forward_bytes(module, self.channels, self.field, (window, window), precision)
+                accumulated = (grid.y.core + 2 * window) * (grid.x.core + 2 * window) * (4 * self.classes + 4)
+            elif self.program is not None:
+                forward = weights + self.peak(read, width)
+                accumulated = 0
+            else:
+                forward = forward_bytes(module, self.channels, self.field, read, precision)
+                accumulated = read[0] * read[1] * self.channels * width
+            pixels = read[0] * read[1] * self.channels * image.dtype.itemsize
+            shards = int(core * float(grid.y.rate * grid.x.rate)) * (3 * kind_bytes + 4)
+            need = fixed + forward + accumulated + pixels + shards
+            return with_cache(need) if cache is None else need + cache
+
+        return needs
+
+
+def cache_bytes(options: Options) -> int:
+    """Bound of a worker's cache of decoded source chunks."""
+    return min(CACHE_BYTES, options.memory // CACHE_SHARE)
+
+
+def with_cache(need: int) -> int:
+    """The least memory that holds `need` bytes beside the cache that it gives."""
+    return need + min(CACHE_BYTES, need // (CACHE_SHARE - 1) + 1)
