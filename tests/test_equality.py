@@ -71,11 +71,10 @@ def case(architecture: Architecture) -> Case:
 # sizes in pixels; c is the core, s how many rows and columns a network that does not pad takes away
 SIZES = {
     "smaller than a tile": (lambda c, s: (c[0] - 3 + s[0], c[1] - 5 + s[1]), 24),
-    "primes": (lambda c, s: (73, 61), 20),
+    "primes": (lambda c, s: (73, 61), 28),
     "one more than a tile": (lambda c, s: (c[0] + 1 + s[0], 2 * c[1] + 1 + s[1]), 16),
-    "one less than two tiles, far fewer columns": (lambda c, s: (2 * c[0] - 1 + s[0], 7 + s[1]), 10),
-    "one row": (lambda c, s: (1, 67), 16),
-    "one column": (lambda c, s: (71, 1), 16),
+    "one row": (lambda c, s: (1, 67), 24),
+    "one column": (lambda c, s: (71, 1), 24),
 }
 
 
@@ -111,7 +110,7 @@ def test_most_networks_take_a_single_row_and_a_single_column(size: Pair) -> None
 
 
 @settings(
-    max_examples=25, phases=[Phase.generate], derandomize=True, deadline=None,
+    max_examples=15, phases=[Phase.generate], derandomize=True, deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(
