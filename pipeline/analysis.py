@@ -110,8 +110,11 @@ class Analysis:
             torch.set_num_threads(threads)
         return took / (side[0] * side[1])
 
-    def needs(self, image: Image, options: Options, kind_bytes: int) -> Any:
-        """Function of a grid: bytes that a worker needs above the interpreter, with a cache of that size or least."""
+    def needs(self, image: Image, options: Options, kind_bytes: int, bands: bool = True) -> Any:
+        """Function of a grid: bytes that a worker needs above the interpreter, with a cache of that size or least.
+
+        `bands`: reads go through the network in bands where they can.
+        """
         module = self.network.module
         weights = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
         precision = DTYPES[options.precision or "float32"]
@@ -125,7 +128,7 @@ class Analysis:
             if options.mode == "blend":
                 forward = forward_bytes(module, self.channels, self.field, (window, window), precision)
                 accumulated = (grid.y.core + 2 * window) * (grid.x.core + 2 * window) * (4 * self.classes + 4)
-            elif self.program is not None:
+            elif bands and self.program is not None:
                 forward = weights + self.peak(read, width)
                 accumulated = 0
             else:

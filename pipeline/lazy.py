@@ -95,7 +95,7 @@ def fitting(grid: Grid, cuts: Sequence[Sequence[int]], array: Any, analysis: Ana
     """Largest rows and columns of a core: that of the largest chunk, halved until a task fits into memory."""
     options, alignment = analysis.options, analysis.field.alignment
     dtype = np.dtype("float64" if options.precision == "float64" else "float32")
-    needs = analysis.needs(array, options, analysis.classes * dtype.itemsize)
+    needs = analysis.needs(array, options, analysis.classes * dtype.itemsize, bands=False)
     core = [max(stop - start for start, stop in pairwise(c)) for c in cuts]
     while (need := needs(Grid.build((grid.y.size, grid.x.size), (core[0], core[1]), analysis.field))) > options.memory:
         halves = [max(a, n // 2 // a * a) for n, a in zip(core, alignment, strict=True)]

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten
 from pipeline.network import steps
 from pipeline.network.graph import Graph, Node, Ref, references
 from pipeline.network.layouts import Rows, Tracked
+from pipeline.network.prepare import copied_module
 from pipeline.network.reach import Line
 from pipeline.network.receptive_field import followed
 from pipeline.network.relations import Pad, Relation, Transposed, Window, moves_nothing
@@ -58,7 +59,7 @@ def build(module: nn.Module, channels: int) -> Program:
     Raises:
         CannotStream: it has an operation that runs on whole maps only.
     """
-    found = followed(module, channels)
+    found = followed(copied_module(module, share=True), channels)  # it may keep what it made for an image
     first, second, analysis = found.first, found.second, found.analysis
     if first is second:
         raise CannotStream("the network takes one size only")
