@@ -34,12 +34,12 @@ def by_value() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def dask_client() -> Iterator[Any]:
-    """Two worker processes that are started again when they die."""
-    from distributed import Client, LocalCluster
+def scheduler() -> Iterator[str]:
+    """Address of a Dask cluster of two worker processes that are started again when they die."""
+    from distributed import LocalCluster
 
-    with LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster) as c:
-        yield c
+    with LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=":0") as cluster:
+        yield cluster.scheduler_address
 
 
 @pytest.fixture
@@ -55,12 +55,13 @@ def run(request: pytest.FixtureRequest) -> Engine:
         if name == "dask":
             from pipeline.engines import on_dask
 
-            return on_dask.run(start, stages, workers=WORKERS, retries=retries, fatal=fatal)
+            address = request.getfixturevalue("scheduler")
+            return on_dask.run(start, stages, workers=WORKERS, retries=retries, fatal=fatal, scheduler=address)
         workers = 1 if name == "here" else WORKERS
         return local.run(start, stages, workers=workers, retries=retries, own_process=name != "here", fatal=fatal)
 
-    if name in ("ray", "dask"):
-        request.getfixturevalue({"ray": "cluster", "dask": "dask_client"}[name])
+    if name == "ray":
+        request.getfixturevalue("cluster")
     return call
 
 
