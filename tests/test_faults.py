@@ -134,7 +134,7 @@ def damage(output: Path) -> None:
 
 
 def test_stopped_and_continued(image: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    for how, status, units in ((signal.SIGINT, 130, 5), (signal.SIGTERM, 143, 20)):
+    for how, status, units in ((signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 6)):
         run = begin(line(image), tmp_path)
         until(lambda f, units=units: lines(f) >= units, run, tmp_path)
         workers = children(run.pid)

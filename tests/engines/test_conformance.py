@@ -231,7 +231,8 @@ def test_unit_that_kills_its_worker_each_time_is_set_aside(run: Engine, tmp_path
     assert got == {n: n for n in range(100) if n != 50}
     times = Counter(logged(tmp_path))
     # each death may cost those that wait behind the unit that dies another try
-    assert times.pop("50") == 3 and max(times.values()) <= 3
+    # and on Ray a result may be lost with its worker, so that the death is charged to the call before it
+    assert 3 <= times.pop("50") <= 4 and max(times.values()) <= 3
 
 
 @pytest.mark.parametrize("ending", ["closed", "error of the caller"])
