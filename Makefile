@@ -20,7 +20,7 @@ help:
 	@echo 'make venv    only install, for development'
 	@echo 'make bench   time and memory of a prediction: benchmarks/infer.md (twenty minutes)'
 	@echo 'make bench-engines    what engines cost: benchmarks/engines.md (ten minutes)'
-	@echo 'make bench-networks   networks of other libraries, in .bench: benchmarks/networks.md (half an hour)'
+	@echo 'make bench-networks   networks of other libraries, in .bench: benchmarks/networks.md (ten minutes)'
 	@echo 'make clean   remove what the others made, $(VENV) too'
 
 $(VENV)/python.stamp:

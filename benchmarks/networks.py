@@ -231,7 +231,7 @@ where float32 itself is not that precise (*whole to float64*: how far off the wh
 
 *Reads*: how many of the tiles read less than the whole image. *Band*: how many rows of a read go through the network
 at a time, or why all do. *Without halo*: how far off a tile is that reads its core alone, to show that the comparison
-can fail. *Seconds*: building and analysing included, on a machine that was busy with other work. Rows are kept from
+can fail. *Seconds*: building and analysing included. Rows are kept from
 run to run.
 
 """
