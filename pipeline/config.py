@@ -30,10 +30,14 @@ Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 Numbers = tuple[float, ...] | None
 
 
-class Options(BaseModel):
-    """Options of `predict`, `plan` and the command line. None: not asked for; default or stored plan decides."""
+class Settings(BaseModel):
+    """Values that stay as they were validated, and no others."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Options(Settings):
+    """Options of `predict`, `plan` and the command line. None: not asked for; default or stored plan decides."""
 
     kind: Literal["mask", "probability", "logits"] | None = None
     engine: Literal["local", "ray", "dask"] = "local"

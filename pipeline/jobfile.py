@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError
@@ -171,9 +171,21 @@ def _named(loc: Sequence[int | str], values: Any, kind: str) -> str:
 
 
 def _meant(model: type[BaseModel], name: str) -> str:
-    """What there is instead, as far as the top of the model goes."""
+    """What there is instead of an unknown name, where the settings around it are of one kind."""
+    *above, last = name.split(".")
+    for part in above:
+        field = model.model_fields.get(part)
+        inner = [] if part.isdigit() else _models(field.annotation if field else None)
+        if not part.isdigit() and len(inner) != 1:
+            return ""
+        model = inner[0] if inner else model
     names = sorted(model.model_fields)
-    if "." in name:
-        return ""
-    close = get_close_matches(name, names, 1)
+    close = get_close_matches(last, names, 1)
     return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(names)}"
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that a value of that type may be or hold."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for inner in get_args(annotation) for model in _models(inner)]

@@ -24,6 +24,7 @@ ARROWS = {
     "stitching": {"tiling"},
     "jobfile": set[str](),
     "config": {"tiling", "jobfile"},
+    "trainjob": {"config", "jobfile"},
     "previewing": {"storage", "stitching", "tiling"},
     "worker": {"previewing", "storage", "network", "stitching", "tiling"},
     "training": {"worker", "network", "storage", "tiling"},
@@ -44,14 +45,15 @@ ARROWS = {
         "lazy",
         "checking",
         "config",
+        "trainjob",
         "worker",
         "training",
         *PARTS,
     },
     "": {"api", "storage", "network", "tiling"},
     "commands": {"api"},
-    "command": {"", "api", "config", "jobfile", "commands"},
-    "jobs": {"", "api", "config", "jobfile", "commands"},
+    "command": {"", "api", "config", "trainjob", "jobfile", "commands"},
+    "jobs": {"", "api", "config", "trainjob", "jobfile", "commands"},
 }
 """What each part may import, beside itself; "" is the package's own __init__."""
 

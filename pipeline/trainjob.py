@@ -1,0 +1,141 @@
+"""A training job, validated: what is not given is off, a bad value is one line that names it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+
+from pipeline.config import Settings
+from pipeline.jobfile import DataPath, NetworkPath
+
+Count = Annotated[int, Field(ge=1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+PerChannel = Number | tuple[Number, ...] | None
+
+
+class NewNetwork(Settings):
+    """A network to build: its architecture and that one's own arguments, which are checked where it is built."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    architecture: str = "unet"
+    channels: Count = 3
+    classes: Count = 2
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What a network folder's card calls arguments."""
+        return self.model_dump(exclude={"architecture"})
+
+
+class Pattern(Settings):
+    """Images and their labels: two paths, or two patterns in which {name} stands for the same part of a name."""
+
+    image: DataPath
+    label: DataPath
+
+    @field_validator("image", "label")
+    @classmethod
+    def _one_name(cls, path: str) -> str:
+        """{name} is the only thing in braces, once."""
+        rest = path.replace("{name}", "", 1)
+        if "{" in rest or "}" in rest:
+            raise ValueError("in braces there may only be {name}, and once")
+        return path
+
+    @field_validator("label")
+    @classmethod
+    def _same_kind(cls, label: str, info: ValidationInfo) -> str:
+        image = info.data.get("image", label)
+        if ("{name}" in image) != ("{name}" in label):
+            raise ValueError(f"{{name}} must be in both or in neither, and image is {image}")
+        return label
+
+
+Patterns = Annotated[tuple[Pattern, ...], Field(min_length=1)]
+
+
+class Share(Settings):
+    """The part of the training data that is held out: of the images, or of each image's rows or columns."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)]
+    by: Literal["image", "region"] | None = None
+    """None: by image where there are several, by region where there is one."""
+
+
+class Data(Settings):
+    """Where images and labels are, and what of them counts."""
+
+    train: Patterns
+    validation: Share | Patterns | None = None
+    ignore: int | None = None
+    """The label of pixels that have no loss and are not scored."""
+    binary: bool = False
+    """Class 1 where the label is above 0, as for labels that number the objects of an image."""
+
+
+class Sampling(Settings):
+    """What one sample is, and which of its outputs have a loss."""
+
+    kind: Literal["whole", "tiles", "patches"] = "tiles"
+    core: Count | tuple[Count, Count] = 256
+    """(y, x) of a tile's core in input pixels; one number for both."""
+    loss_keep: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+    @field_validator("loss_keep")
+    @classmethod
+    def _is_dense(cls, keep: float, info: ValidationInfo) -> float:
+        if keep < 1 and info.data.get("kind") == "patches":
+            raise ValueError("a patch has a single output: it must be 1 for kind patches")
+        return keep
+
+
+class Optimizer(Settings):
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+    @field_validator("momentum")
+    @classmethod
+    def _has_momentum(cls, momentum: float, info: ValidationInfo) -> float:
+        if momentum and info.data.get("name") in ("adam", "adamw"):
+            raise ValueError(f"is for sgd, not {info.data['name']}")
+        return momentum
+
+
+class Normalise(Settings):
+    """(value * scale - mean) / std: the new network's first step, and in its card; one number or one a channel."""
+
+    scale: PerChannel = None
+    mean: PerChannel = None
+    std: PerChannel = None
+
+
+class TrainJob(Settings):
+    """A job of `pipeline.train` and `jobs/train.py`."""
+
+    run: DataPath
+    """The network folder that results."""
+    network: NewNetwork | NetworkPath = NewNetwork()
+    """What to build, or what to start from: a network folder or a built-in's name."""
+    data: Data
+    normalise: Normalise | None = None
+    sampling: Sampling = Sampling()
+    batch: Count | Literal["auto", "image"] = 8
+    """Samples a step over all workers, before the enlargement by 1 / loss_keep; image: every tile of one image."""
+    loss: Literal["cross_entropy"] = "cross_entropy"
+    optimizer: Optimizer = Optimizer(momentum=0.9)
+    steps: Count = 2000
+    workers: Annotated[int, Field(ge=0)] = 2
+    """0: in this process."""
+    precision: Literal["float32", "float64"] = "float32"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("batch", mode="before")
+    @classmethod
+    def _number_or_word(cls, batch: Any) -> Any:
+        if isinstance(batch, str) and batch not in ("auto", "image"):
+            raise ValueError("give a number of samples, auto or image")
+        return batch

@@ -1,0 +1,122 @@
+"""Training jobs: the keys of a job file, what stands for one that is not given, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.jobfile import load_job, validated
+from pipeline.trainjob import NewNetwork, Optimizer, Pattern, Sampling, Share, TrainJob
+
+FULL = """
+run: runs/nuclei
+network: {architecture: unet, base: 16, depth: 4, norm: batch, channels: 3, classes: 2}
+data:
+  train: [{image: "train/{name}.png", label: "train/{name}_label.png"}]
+  validation: {fraction: 0.2}
+  ignore: 255
+  binary: false
+sampling: {kind: tiles, core: 256, loss_keep: 1.0}
+batch: 8
+loss: cross_entropy
+optimizer: {name: sgd, lr: 0.01, momentum: 0.9}
+steps: 2000
+workers: 2
+precision: float32
+seed: 0
+"""
+LEAST: dict[str, Any] = {"run": "/r", "data": {"train": [{"image": "/a.tif", "label": "/b.tif"}]}}
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "job.yaml").write_text(text)
+    return folder / "job.yaml"
+
+
+def test_every_key_of_a_job_file_arrives_with_its_path(tmp_path: Path) -> None:
+    job = load_job(TrainJob, written(tmp_path, FULL), ["optimizer.lr=0.1", "sampling.core=[128, 256]", "workers=0"])
+    assert job.run == f"{tmp_path}/runs/nuclei"
+    assert isinstance(job.network, NewNetwork) and job.network.architecture == "unet"
+    assert job.network.arguments == {"base": 16, "depth": 4, "norm": "batch", "channels": 3, "classes": 2}
+    train = Pattern(image=f"{tmp_path}/train/{{name}}.png", label=f"{tmp_path}/train/{{name}}_label.png")
+    assert job.data.train == (train,)
+    assert job.data.validation == Share(fraction=0.2) and job.data.ignore == 255
+    assert job.sampling == Sampling(kind="tiles", core=(128, 256))
+    assert job.optimizer == Optimizer(name="sgd", lr=0.1, momentum=0.9)
+    assert (job.batch, job.steps, job.workers, job.precision, job.seed) == (8, 2000, 0, "float32", 0)
+
+
+def test_what_is_not_given_is_the_default_of_the_example_or_off() -> None:
+    job = validated(TrainJob, LEAST)
+    assert isinstance(job.network, NewNetwork) and job.network.architecture == "unet"
+    assert job.data.validation is job.data.ignore is job.normalise is None and not job.data.binary
+    assert (job.sampling.kind, job.sampling.core, job.sampling.loss_keep) == ("tiles", 256, 1)
+    assert (job.batch, job.loss, job.steps, job.workers, job.seed) == (8, "cross_entropy", 2000, 2, 0)
+    assert (job.optimizer.lr, job.optimizer.momentum) == (0.01, 0.9)
+    given = validated(TrainJob, LEAST | {"optimizer": {"name": "sgd", "lr": 1}}).optimizer
+    assert given.momentum == given.weight_decay == 0
+
+
+def test_a_network_to_start_from_is_a_path_or_a_name(tmp_path: Path) -> None:
+    assert validated(TrainJob, LEAST | {"network": "nuclei"}).network == "nuclei"
+    assert load_job(TrainJob, written(tmp_path, FULL), ["network=/runs/a"]).network == "/runs/a"
+
+
+def test_validation_may_be_a_list_like_train() -> None:
+    held_out = {**LEAST["data"], "validation": [{"image": "/v/{name}.tif", "label": "/v/{name}.png"}]}
+    job = validated(TrainJob, LEAST | {"data": held_out})
+    assert job.data.validation == (Pattern(image="/v/{name}.tif", label="/v/{name}.png"),)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("run=", "run is missing: give run=..."),
+        ("data=", "data is missing"),
+        ("data.train=[]", "option data.train=[]: tuple should have at least 1 item"),
+        ("data.train=[{image: a}]", "data.train.0.label is missing"),
+        ("data.train=[{image: '{name}', label: b, x: c}]", "unknown option 'data.train.0.x'; there are image, label"),
+        ("data.train=[{image: '{name}', label: b}]", "b: {name} must be in both or in neither"),
+        ("data.train=[{image: '{id}', label: b}]", "{id}: in braces there may only be {name}, and once"),
+        ("data.validation={fraction: 1}", "option data.validation.fraction=1: input should be less than 1"),
+        ("data.validation={fraction: 0.2, by: row}", "data.validation.by=row: input should be 'image' or 'region'"),
+        ("data.ignore=black", "option data.ignore=black: input should be a valid integer"),
+        ("data.binary=2", "option data.binary=2: input should be a valid boolean"),
+        ("sampling.kind=crops", "option sampling.kind=crops: input should be 'whole', 'tiles' or 'patches'"),
+        ("sampling.core=0", "option sampling.core=0: input should be greater than or equal to 1"),
+        ("sampling.loss_keep=0", "option sampling.loss_keep=0: input should be greater than 0"),
+        ("sampling={kind: patches, loss_keep: 0.5}", "sampling.loss_keep=0.5: a patch has a single output"),
+        ("sampling.keep=1", "unknown option 'sampling.keep'; did you mean 'loss_keep'?"),
+        ("network.classes=0", "option network.classes=0: input should be greater than or equal to 1"),
+        ("batch=many", "option batch=many: give a number of samples, auto or image"),
+        ("loss=l2", "option loss=l2: input should be 'cross_entropy'"),
+        ("optimizer.rate=1", "unknown option 'optimizer.rate'; there are lr, momentum, name, weight_decay"),
+        ("optimizer.lr=0", "option optimizer.lr=0: input should be greater than 0"),
+        ("optimizer.name=adam", "option optimizer.momentum=0.9: is for sgd, not adam"),
+        ("steps=0", "option steps=0: input should be greater than or equal to 1"),
+        ("workers=-1", "option workers=-1: input should be greater than or equal to 0"),
+        ("precision=half", "option precision=half: input should be 'float32' or 'float64'"),
+        ("seed=x", "option seed=x: input should be a valid integer"),
+        ("normalise={std: wide}", "option normalise.std=wide: input should be"),
+        ("stepps=1", "unknown option 'stepps'; did you mean 'steps'?"),
+    ],
+)
+def test_what_is_wrong_is_one_line_that_names_it(tmp_path: Path, override: str, says: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_job(TrainJob, written(tmp_path, FULL), [override])
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_submitted_job_takes_no_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ValueError, match=r"run=runs/nuclei: in a submitted job give an absolute path or a URL"):
+        load_job(TrainJob, written(tmp_path, FULL))
+    absolute = "data.train=[{image: '/d/{name}.png', label: '/d/{name}.tif'}]"
+    assert load_job(TrainJob, written(tmp_path, FULL), ["run=/r", absolute]).run == "/r"
