@@ -74,6 +74,16 @@ class Data(Settings):
     binary: bool = False
     """Class 1 where the label is above 0, as for labels that number the objects of an image."""
 
+    def arguments(self) -> dict[str, Any]:
+        """What `find_pairs` is given of it."""
+        held: dict[str, Any] = {}
+        if isinstance(self.validation, Share):
+            held = {"fraction": self.validation.fraction, "by": self.validation.by}
+        elif self.validation is not None:
+            held = {"validation": [(p.image, p.label) for p in self.validation]}
+        train = [(p.image, p.label) for p in self.train]
+        return {"train": train, "ignore": self.ignore, "binary": self.binary, **held}
+
 
 class Sampling(Settings):
     """What one sample is, and which of its outputs have a loss."""
