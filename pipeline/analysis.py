@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ from pipeline.network.memory import forward_bytes
 from pipeline.network.program import CannotStream, Program
 from pipeline.network.receptive_field import receptive_field
 from pipeline.network.sizes import least_size
-from pipeline.network.streaming import Stream, peak_bytes, program_of
+from pipeline.network.streaming import Stream, deviation, peak_bytes, program_of
 from pipeline.storage.image import Image
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.grid import Grid
-from pipeline.worker import DTYPES
+from pipeline.worker import DTYPES, TOLERANCE
 
 INTERPRETER = 300_000_000
 """Bytes that a worker's interpreter and libraries take before it does anything."""
@@ -31,6 +30,10 @@ PIECE = 512
 """Side of the piece of an image that tells how long a run will take."""
 BAND = 64
 """Rows that go through the network at a time, about: a multiple of the alignment."""
+PROBE = 128
+"""Side of the images that tell whether bands keep the tolerance: two bands, about."""
+SHARE = 0.25
+"""Of the tolerance, what bands may use up on those images; the rest is for other images, of other sizes."""
 CACHE_SHARE = 8
 """A worker's cache of decoded source chunks gets one part in this many of its memory, at most CACHE_BYTES."""
 CACHE_BYTES = 64_000_000
@@ -53,10 +56,10 @@ class Analysis:
         self.channels = channels
         self.field = self._with_least(self._field())
         self.classes = self._classes()
-        self.program, self.whole = self._program()
-        """How the network runs in bands of rows, or None and why it cannot."""
-        alignment = self.field.alignment[0]
-        self.band = 0 if self.program is None else -(-BAND // alignment) * alignment
+        self._peaks: dict[tuple[tuple[int, int], int], int] = {}
+        self.program, self.folded, self.whole = self._program()
+        """How the network runs in bands of rows, whether folded; or None, and why reads run whole."""
+        self.band = 0 if self.program is None else self._rows(BAND)
 
     def _field(self) -> ReceptiveField:
         derived = receptive_field(self.network.module, self.channels, reach=self.options.reach)
@@ -77,19 +80,42 @@ class Analysis:
         with torch.inference_mode():
             return int(self.network.module(blank(self.network.module, self.channels, side)).shape[1])
 
-    def _program(self) -> tuple[Program | None, str]:
-        if self.options.mode == "blend":
-            return None, "--mode blend"
-        try:
-            return program_of(self.network.module, self.channels), ""
-        except CannotStream as reason:
-            return None, str(reason)
+    def _rows(self, about: int) -> int:
+        """That many rows, or a few more, as the alignment asks for."""
+        alignment = self.field.alignment[0]
+        return -(-about // alignment) * alignment
 
-    @cache  # noqa: B019  (an analysis lives as long as the call that made it)
+    def _program(self) -> tuple[Program | None, bool, str]:
+        """(program, whether it is folded, why there is none): the fastest whose rounding the tolerance leaves room for.
+
+        In float64 nothing is folded: proofs compare bits. Where half precision is asked for, that rounds far more.
+        """
+        if self.options.mode == "blend":
+            return None, False, "--mode blend"
+        module, precision = self.network.module, self.options.precision or "float32"
+        try:
+            if precision != "float32":
+                folded = precision != "float64"
+                return program_of(module, self.channels, folded=folded), folded, ""
+            for folded in (True, False):
+                program = program_of(module, self.channels, folded=folded)
+                if (off := self._deviation(program)) <= SHARE * TOLERANCE[precision]:
+                    return program, folded, ""
+        except CannotStream as reason:
+            return None, False, str(reason)
+        return None, False, f"bands round otherwise, by {off:.1g} of the largest logit"
+
+    def _deviation(self, program: Program) -> float:
+        least, (_, columns) = self.field.least, self.field.alignment
+        size = max(self._rows(PROBE), least[0]), max(-(-PROBE // columns) * columns, least[1])
+        return deviation(program, self.network.module, self.channels, size, self._rows(BAND))
+
     def peak(self, read: tuple[int, int], item: int) -> int:
         """Bytes of a pass over a read in bands; hundreds of photographs of one size ask for it once."""
         assert self.program is not None
-        return peak_bytes(self.program, *read, self.band, item)
+        if (read, item) not in self._peaks:
+            self._peaks[read, item] = peak_bytes(self.program, *read, self.band, item)
+        return self._peaks[read, item]
 
     def seconds_per_pixel(self) -> float:
         """How long the network alone takes on one thread, from a piece that is run here and now."""

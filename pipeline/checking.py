@@ -16,13 +16,12 @@ from pipeline.storage.output import Output
 from pipeline.tiling.geometry import Interval, Region
 from pipeline.tiling.grid import Tile
 from pipeline.tiling.plan import Plan
-from pipeline.worker import DTYPES, Model, encode
+from pipeline.worker import DTYPES, TOLERANCE, Model, encode
 
 SIDE = 48
 """Side of a window, in output pixels."""
 RANDOM = 6
 JUNCTIONS = 8
-RELATIVE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 5e-2, "float16": 5e-3}
 
 
 @dataclass
@@ -118,7 +117,7 @@ def _check_window(report: Report, output: Output, plan: Plan, model: Model, name
     else:
         logits = model.blended(tile) if plan.mode == "blend" else model.logits(model.pixels(read, plane))
         logits = logits if plan.mode == "blend" else logits[:, *crop.slices]
-        relative = RELATIVE[plan.precision] * max(1.0, float(logits.abs().max()))
+        relative = TOLERANCE[plan.precision] * max(1.0, float(logits.abs().max()))
         expected = encode(logits, plan).reshape(stored.shape)
         tolerance = 1.0 if stored.dtype == np.uint8 and plan.kind == "probability" else relative
         unsure = _unsure(logits, 2 * relative).reshape(stored.shape) if plan.kind == "mask" else None

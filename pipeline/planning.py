@@ -85,6 +85,7 @@ def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
         layout=layout,
         window=window,
         band=analysis.band,
+        folded=analysis.folded,
         memory=needs(grid, cache_bytes(options)),
         whole=analysis.whole,
     )

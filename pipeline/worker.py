@@ -33,6 +33,9 @@ DTYPES = {
     "float16": torch.float16,
 }
 
+TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 5e-2, "float16": 5e-3}
+"""How far two passes over the same pixels may differ by rounding, as a share of max(1, the largest logit)."""
+
 log = logging.getLogger("pipeline")
 
 
@@ -56,10 +59,10 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
         return None if job.network is None else job.network.to(job.device, DTYPES[precision])
 
     @lru_cache(maxsize=1)
-    def program(precision: str, channels: int) -> Program:
+    def program(precision: str, channels: int, folded: bool) -> Program:
         network = module(precision)
         assert network is not None
-        return program_of(network, channels)
+        return program_of(network, channels, folded=folded)
 
     @lru_cache(maxsize=2)
     def opened(number: int) -> Worker:
@@ -67,7 +70,8 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
         plan = Plan.from_json(output.attributes["plan"])
         image = open_image(job.images[number])
         known = None if job.network is None else job.network.channels
-        bands = program(plan.precision, known or len(plan.image["channels"])) if plan.band else None
+        channels = known or len(plan.image["channels"])
+        bands = program(plan.precision, channels, plan.folded) if plan.band else None
         return Worker(output, Model(image, plan, module(plan.precision), job.device, bands))
 
     def run(item: Item) -> list[list[Record]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -63,6 +63,7 @@ class Graph:
 
     nodes: tuple[Node, ...]
     shapes: dict[int, tuple[int, ...]]
+    dtypes: dict[int, torch.dtype]
     input: int
     output: int
 
@@ -117,6 +118,7 @@ class _Recorder(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.values: Any = WeakTensorKeyDictionary()
         self.shapes: dict[int, tuple[int, ...]] = {}
+        self.dtypes: dict[int, torch.dtype] = {}
         self.nodes: list[Node] = []
         self.stack: list[tuple[str, str]] = [("", "")]
 
@@ -128,6 +130,7 @@ class _Recorder(TorchDispatchMode):
         number = len(self.shapes)
         self.values[tensor] = number
         self.shapes[number] = tuple(tensor.shape)
+        self.dtypes[number] = tensor.dtype
         return number
 
     def __torch_dispatch__(
@@ -266,7 +269,7 @@ def capture(module: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype =
     output = recorder.values.get(single_output(result))
     if output is None:
         raise ValueError("the network's output does not depend on its input")
-    return _without_dead_ends(Graph(tuple(recorder.nodes), recorder.shapes, number, output))
+    return _without_dead_ends(Graph(tuple(recorder.nodes), recorder.shapes, recorder.dtypes, number, output))
 
 
 def _without_dead_ends(graph: Graph) -> Graph:
@@ -276,4 +279,4 @@ def _without_dead_ends(graph: Graph) -> Graph:
         if needed.intersection(node.outputs) or all(value is None for value in node.outputs):
             needed.update(references((node.args, node.kwargs)))
             kept.append(node)
-    return Graph(tuple(reversed(kept)), graph.shapes, graph.input, graph.output)
+    return replace(graph, nodes=tuple(reversed(kept)))

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
@@ -36,6 +37,7 @@ class Flow:
     columns: Line
     row_items: int
     """Numbers in one row and column: its channels."""
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,8 @@ class Program:
     flows: dict[int, Flow]
     input: int
     output: int
-
-    @property
-    def width(self) -> int:
-        """Bytes of a number."""
-        return 4
+    channels_last: bool = False
+    """Whether the channels of a pixel lie together in its bands, and not the pixels of a channel."""
 
 
 def build(module: nn.Module, channels: int) -> Program:
@@ -84,7 +83,8 @@ class _Builder:
         assert tracked is not None
         rows, columns = tracked.rows["y"], tracked.rows["x"]
         items = math.prod(self.graphs[0].shapes[number]) // (rows.sizes[0] * columns.sizes[0])
-        return Flow(self.dim(number), Line.of(rows, self.image["y"]), Line.of(columns, self.image["x"]), items)
+        lines = Line.of(rows, self.image["y"]), Line.of(columns, self.image["x"])
+        return Flow(self.dim(number), *lines, items, self.graphs[0].dtypes[number])
 
     def dim(self, number: int) -> int:
         """The dimension in which the rows of a tensor lie, alone.

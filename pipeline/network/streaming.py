@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.network.folding import fold
+from pipeline.network.folding import fold, simplify
+from pipeline.network.prepare import copied_module
 from pipeline.network.program import Program, build
 from pipeline.network.steps import Span, Step
 from pipeline.tiling.geometry import Interval
@@ -125,9 +126,10 @@ class Stream:
     def run(self, bands: Iterable[Tensor]) -> Iterator[Tensor]:
         """The output's rows (1, classes, y, x), a few at a time, for bands (1, c, y, x) that make up the read."""
         image, output = self.held[self.program.input], self.held[self.program.output]
+        layout = torch.channels_last if self.program.channels_last else torch.contiguous_format
         for band in bands:
             with torch.inference_mode():
-                image.append(band.shape[2], band.contiguous(memory_format=torch.channels_last))
+                image.append(band.shape[2], band.contiguous(memory_format=layout))
                 del band
                 self.advance()
                 if output.stop > output.start:
@@ -176,13 +178,31 @@ class Count(Stream):
         return [None] * len(step.outputs)
 
 
-def program_of(module: nn.Module, channels: int) -> Program:
-    """The program of a network in eval mode, made cheap.
+def program_of(module: nn.Module, channels: int, *, folded: bool) -> Program:
+    """The program of a network in eval mode, made cheap; `folded`, made cheaper and rounding otherwise.
 
     Raises:
         CannotStream: it has an operation that runs on whole maps only.
     """
-    return fold(build(module, channels))
+    return (fold if folded else simplify)(build(module, channels))
+
+
+@torch.inference_mode()
+def deviation(program: Program, module: nn.Module, channels: int, size: tuple[int, int], band: int) -> float:
+    """The greatest difference of bands to one forward pass, as a share of max(1, the largest logit).
+
+    Of two images of seeded noise of that size (y, x): one in [0, 1), one in [0, 255), as pixels are stored.
+    """
+    module = copied_module(module, share=True)  # it may keep what it made for an image
+    dtype = next((tensor.dtype for tensor in module.state_dict().values() if tensor.is_floating_point()), torch.float32)
+    noise = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    worst = 0.0
+    for image in (noise, 255 * noise):
+        whole = module(image)
+        rows = torch.cat(list(Stream(program, *size).run(image.split(band, dim=2))), 2)
+        off = (rows - whole).abs().max() / whole.abs().max().clamp(min=1)
+        worst = max(worst, float(off.nan_to_num(torch.inf)))
+    return worst
 
 
 def peak_bytes(program: Program, height: int, width: int, band: int, item: int) -> int:

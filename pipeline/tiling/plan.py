@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pipeline.tiling.geometry import Interval, ReceptiveField
 from pipeline.tiling.grid import Grid, Layout, Tile
 
-FORMAT = 2
+FORMAT = 3
 HALO_COST = 1.10
 """Largest read amplification of the tiles that the planner chooses, where memory allows."""
 SIDES = (512, 768, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 6144, 8192)
@@ -45,6 +45,8 @@ class Plan:
     """Side lengths of the windows that are blended, in pixels."""
     band: int = 0
     """Rows of a read that go through the network at a time; 0 where all of them do at once."""
+    folded: bool = False
+    """Whether bands run with batch norm folded and `channels_last`, which rounds otherwise than the network itself."""
     memory: int = attribute(default=0, compare=False)
     """Bytes that a worker needs above the loaded interpreter and libraries. A forecast, not part of the plan."""
     whole: str = attribute(default="", compare=False)

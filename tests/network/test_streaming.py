@@ -15,7 +15,7 @@ from pipeline.network.program import CannotStream, Program, build
 from pipeline.network.receptive_field import receptive_field
 from pipeline.network.sizes import least_size
 from pipeline.network.steps import Convolution
-from pipeline.network.streaming import Stream, peak_bytes, program_of
+from pipeline.network.streaming import Stream, deviation, peak_bytes, program_of
 from pipeline.network.unet import UNet
 from tests import zoo
 from tests.zoo import Architecture
@@ -47,7 +47,7 @@ def check(module: nn.Module, channels: int, exact: bool, seed: int) -> None:
     least = least_size(module, channels, field)
     if exact:
         module = zoo.integer_weights_(module).double()
-    program = program_of(module, channels)
+    program = program_of(module, channels, folded=not exact)
     draw = random.Random(seed)
     for _ in range(2):
         height, width = (
@@ -103,23 +103,49 @@ def test_folding_leaves_fewer_steps_that_compute_the_same() -> None:
         assert (streamed(program, image, [16]) - whole).abs().max() <= 1e-5 * max(1, whole.abs().max())
 
 
-def test_proofs_in_float64_do_not_fold_what_would_round() -> None:
-    program = program_of(unet().double(), 3)
-    assert any("batch_norm" in step.node.name for step in program.steps)
+def test_what_is_only_simplified_computes_the_same_bits() -> None:
+    net, image = unet(), torch.rand(1, 3, 64, 48)
+    program = program_of(net, 3, folded=False)
+    plain = build(net, 3)
+    assert torch.equal(streamed(program, image, [16]), streamed(plain, image, [16]))
+    net.double()
+    exact = program_of(net, 3, folded=False)
+    assert torch.equal(streamed(exact, image.double(), [64]), streamed(build(net, 3), image.double(), [64]))
+
+
+class Choosing(nn.Module):
+    """Steps that return another dtype than they are given, which nothing may do in their operand's place."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        doubled = x * 2
+        chosen = (doubled > 1) * 0.5
+        return torch.where((x * 3) > 1, chosen, -doubled)
+
+
+def test_comparisons_keep_a_place_of_their_own() -> None:
+    net, image = Choosing().eval(), torch.rand(1, 1, 24, 8)
+    assert torch.equal(streamed(program_of(net, 1, folded=True), image, [8]), net(image))
+
+
+def test_deviation_is_what_rounding_makes_of_it() -> None:
+    net = unet()
+    assert 0 < deviation(program_of(net, 3, folded=True), net, 3, (64, 64), 16) < 1e-5
+    point = nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)).eval()
+    assert deviation(program_of(point, 3, folded=False), point, 3, (64, 64), 16) == 0
 
 
 def test_folding_changes_nothing_of_the_network() -> None:
     net, image = unet(), torch.rand(1, 3, 64, 48)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     given = image.clone()
-    streamed(program_of(net, 3), image, [16])
+    streamed(program_of(net, 3, folded=True), image, [16])
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert torch.equal(image, given)
 
 
 def test_nothing_is_computed_twice() -> None:
     """Rows made by every step add up to the rows of the whole map."""
-    program = program_of(unet(), 3)
+    program = program_of(unet(), 3, folded=True)
     stream = Stream(program, 160, 32)
     made: dict[int, int] = {}
     for progress in stream.progress:
@@ -132,7 +158,7 @@ def test_nothing_is_computed_twice() -> None:
 
 
 def test_held_rows_do_not_grow_with_the_height() -> None:
-    program = program_of(unet(), 3)
+    program = program_of(unet(), 3, folded=True)
     peaks = [peak_bytes(program, rows, 256, 32, 4) for rows in (512, 2048, 8192)]
     assert peaks[1] == peaks[2] and peaks[0] <= peaks[1]
     assert peak_bytes(program, 2048, 512, 32, 4) == 2 * peaks[1]
@@ -142,7 +168,7 @@ def test_held_rows_do_not_grow_with_the_height() -> None:
 def test_forecast_is_what_is_held(band: int) -> None:
     """Within a quarter of the tensors that are alive at the worst moment, and not below nine tenths of them."""
     net = unet()
-    program = program_of(net, 3)
+    program = program_of(net, 3, folded=True)
     forecast = peak_bytes(program, 512, 128, band, 4)
     with Alive(reorders=False) as alive:
         bands = (torch.zeros(1, 3, min(band, 512 - y), 128) for y in range(0, 512, band))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipeline.storage import scratch, streams
+from pipeline.storage import png, scratch, streams
 from pipeline.storage.image import ImageReadError, open_image
 from pipeline.tiling.geometry import Region
 
@@ -30,6 +30,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(scratch, "READ", 256)
     monkeypatch.setattr(scratch, "LARGE", 1 << 12)
     monkeypatch.setattr(streams, "PIECE", 1 << 10)
+    monkeypatch.setattr(png, "PIECE", 1 << 10)
     return folder
 
 

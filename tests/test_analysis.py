@@ -1,0 +1,79 @@
+"""What is derived from a network once: above all, how it runs, and that this keeps the tolerance."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.analysis import SHARE, Analysis
+from pipeline.config import options
+from pipeline.network.loading import load_network
+from pipeline.network.unet import UNet
+from pipeline.worker import TOLERANCE
+
+
+def analysed(module: nn.Module, **given: Any) -> Analysis:
+    return Analysis(load_network(module.eval()), options(**given))
+
+
+class Delicate(nn.Module):
+    """Large terms that nearly cancel: whatever sums them in another order is far off, as a share of the result."""
+
+    def __init__(self, large: float, between: nn.Module | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.between = between or nn.Identity()
+        self.mix = nn.Conv2d(3, 64, 3, padding=1)
+        self.sum = nn.Conv2d(64, 2, 3, padding=1, bias=False)
+        nn.init.constant_(self.mix.bias, large)
+        with torch.no_grad():
+            self.sum.weight -= self.sum.weight.mean((1, 2, 3), keepdim=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.sum(self.between(self.mix(x / 255)))
+        return result[:, :, 1:-1, 1:-1]
+
+
+def test_networks_run_folded_where_rounding_leaves_room() -> None:
+    analysis = analysed(UNet(base=4, depth=2, norm="batch"))
+    assert analysis.program is not None and analysis.folded and analysis.band == 64 and not analysis.whole
+
+
+def test_networks_that_folding_would_round_too_far_run_as_they_are() -> None:
+    analysis = analysed(Delicate(1e5))
+    assert analysis.program is not None and not analysis.folded and not analysis.program.channels_last
+
+
+def test_networks_that_bands_would_round_too_far_run_whole() -> None:
+    """As where coordinates between pixels are counted from a band's first row."""
+    analysis = analysed(Delicate(1e5, nn.Upsample(scale_factor=3, mode="bilinear")))
+    assert analysis.program is None and analysis.band == 0 and not analysis.folded
+    assert "bands round otherwise, by " in analysis.whole
+    assert SHARE * TOLERANCE["float32"] < float(analysis.whole.split(" by ")[1].split()[0])
+
+
+def test_proofs_in_float64_are_not_folded() -> None:
+    analysis = analysed(UNet(base=4, depth=2, norm="batch").double(), precision="float64")
+    assert analysis.program is not None and not analysis.folded
+    assert any("batch_norm" in step.node.name for step in analysis.program.steps)
+
+
+def test_what_runs_on_whole_maps_only_says_why() -> None:
+    analysis = analysed(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.PixelShuffle(2), nn.AvgPool2d(2, padding=1)))
+    assert analysis.program is None and "avg_pool2d" in analysis.whole
+
+
+@pytest.mark.parametrize("large", [0.0, 1e5])
+def test_an_analysis_goes_with_the_call_that_made_it(large: float) -> None:
+    analysis = analysed(Delicate(large))
+    if analysis.program is not None:
+        assert analysis.peak((128, 128), 4) == analysis.peak((128, 128), 4) > 0
+    kept = weakref.ref(analysis)
+    del analysis
+    gc.collect()
+    assert kept() is None
