@@ -144,7 +144,6 @@ class Pool:
         self.greeting = [pickle.dumps(path), cloudpickle.dumps(start)]
         self.size, self.units = workers, units
         self.workers: list[Worker] = []
-        self.deaths_at_start = 0
         self.lifeline, self.hold = os.pipe()
 
     def run(self, source: Iterator[Unit]) -> Iterator[Outcome]:
@@ -182,7 +181,7 @@ class Pool:
     def listen(self, worker: Worker, kind: str, content: Any) -> Outcome | None:
         """What a worker's message means for the caller, if anything yet."""
         if kind == "ready":
-            worker.ready, self.deaths_at_start = True, 0
+            worker.ready, self.units.deaths_at_start = True, 0
             return None
         if kind == "broken":
             raise pickle.loads(content[2])
@@ -198,12 +197,8 @@ class Pool:
         self.workers.remove(worker)
         worker.connection.close()
         cause = worker.cause_of_death()
-        if not worker.ready:
-            self.deaths_at_start += 1
-            if self.deaths_at_start > self.units.retries:
-                if not any(other.ready for other in self.workers):
-                    raise RuntimeError(f"workers die at the start, {self.deaths_at_start} times in a row ({cause})")
-                self.size -= 1  # the machine carries fewer workers than were asked for
+        if not worker.ready and self.units.died_at_start(cause, any(other.ready for other in self.workers)):
+            self.size -= 1  # the machine carries fewer workers than were asked for
         return None if worker.unit is None else self.units.died([worker.unit], cause)
 
     def close(self, orderly: bool) -> None:

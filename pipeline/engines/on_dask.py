@@ -89,7 +89,6 @@ class Crew:
         """Tasks by their keys; without a unit, that which calls `start`."""
         self.heard: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self.name, self.numbers = uuid4().hex[:12], count()
-        self.deaths_at_start = 0
         self.looked = self.manned = time.monotonic()
         self.poll = 0.0
         with warnings.catch_warnings():
@@ -163,7 +162,7 @@ class Crew:
             return None
         del self.sent[future.key]
         if kind == "ready":
-            hand.ready, self.deaths_at_start = True, 0
+            hand.ready, self.units.deaths_at_start = True, 0
             return None
         if kind == "broken":
             raise pickle.loads(content[2])
@@ -180,12 +179,8 @@ class Crew:
         lost = [key for key, (_, whose, _) in self.sent.items() if whose is hand]
         self.client.cancel([self.sent.pop(key)[0] for key in lost])
         cause = self.cluster.cause_of_death(hand.address)
-        if not hand.ready:
-            self.deaths_at_start += 1
-            if self.deaths_at_start > self.units.retries:
-                if not any(other.ready for other in self.hands.values()):
-                    raise RuntimeError(f"workers die at the start, {self.deaths_at_start} times in a row ({cause})")
-                self.cluster.shrink()  # the machine carries fewer workers than were asked for
+        if not hand.ready and self.units.died_at_start(cause, any(other.ready for other in self.hands.values())):
+            self.cluster.shrink()  # the machine carries fewer workers than were asked for
         return None if hand.unit is None else self.units.died([hand.unit], cause)
 
     def dismiss(self) -> None:

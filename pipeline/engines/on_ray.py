@@ -5,7 +5,8 @@
             <----   (unit, result) <--- results -- reads, computes and writes by itself
 
 Where units are small, a call carries as many as take about a second, and a second call waits behind the one that
-runs, so the driver's delay costs nothing. An actor lives once: a dead one is replaced by a new one, wherever Ray finds
+runs, so the driver's delay costs nothing. A unit that was tried before has an actor to itself, so that its end is its
+own. An actor lives once: a dead one is replaced by a new one, wherever Ray finds
 room, and each unit that it had is either done again by another or, where it killed one too often, set aside.
 """
 
@@ -118,6 +119,11 @@ class Worker:
         self.ready = False
         self.calls: deque[tuple[Any, list[Unit]]] = deque([(actor.begin.remote(*begin), [])])
 
+    @property
+    def has(self) -> list[Unit]:
+        """Units that it was sent and has not answered for."""
+        return [unit for _, units in self.calls for unit in units]
+
     def give(self, units: list[Unit]) -> None:
         self.calls.append((self.actor.do.remote(units), units))
 
@@ -145,7 +151,6 @@ class Crew:
         self.start = ray.put(cloudpickle.dumps(start))
         self.hand = ray.remote(num_cpus=needs["CPU"], num_gpus=needs["GPU"], max_restarts=0)(Hand)
         self.namespace = f"pipeline-{uuid4().hex}"
-        self.deaths_at_start = 0
         self.batch, self.depth = 1, 1
 
     def run(self, source: Iterator[Unit]) -> Iterator[Outcome]:
@@ -190,9 +195,13 @@ class Crew:
         ready = [worker for worker in self.workers if worker.ready]
         for depth in range(1, self.depth + 1):
             for worker in ready:
-                if self.units.waiting and len(worker.calls) < depth:
+                if self.units.waiting and len(worker.calls) < depth and not self.must_wait(worker):
                     share = math.ceil(len(self.units.waiting) / len(ready))
                     worker.give(self.units.take(min(self.batch, share)))
+
+    def must_wait(self, worker: Worker) -> bool:
+        """Whether the next unit and those that the actor has must not share it: one of them was tried before."""
+        return bool(worker.calls) and (self.units.suspect() or any(self.units.tried[unit] for unit in worker.has))
 
     def heard(self) -> list[Worker]:
         """Actors whose oldest call has ended; some time may pass without any."""
@@ -204,18 +213,19 @@ class Crew:
 
     def listen(self, worker: Worker) -> list[Outcome]:
         """What the end of an actor's oldest call means for the caller."""
-        reference, units = worker.calls.popleft()
+        reference, units = worker.calls[0]
         try:
             result = ray.get(reference)
         except RayError as error:
-            return self.bury(worker, units, error)
+            return self.bury(worker, error)
+        worker.calls.popleft()
         if not worker.ready:
             node, packed = result
             kind, content = pickle.loads(packed)
             if kind == "broken":
                 raise pickle.loads(content[2])
             self.examined.add(node)
-            worker.ready, self.deaths_at_start = True, 0
+            worker.ready, self.units.deaths_at_start = True, 0
             return []
         seconds, answers = result
         self.pace(seconds / len(units))
@@ -233,24 +243,23 @@ class Crew:
         self.batch = min(2 * self.batch, LARGEST, max(1, int(CALL / max(seconds, 1e-6))))
         self.depth = 1 if seconds > CALL / 2 else 2
 
-    def bury(self, worker: Worker, units: list[Unit], error: RayError) -> list[Outcome]:
-        """Lets go of a dead actor, and charges what it ran, not what waited behind that or ran on a drained node."""
+    def bury(self, worker: Worker, error: RayError) -> list[Outcome]:
+        """Lets go of a dead actor and charges what it had, unless its node was drained.
+
+        All that it had: a call may have ended, and its answer have died with the actor that went on to the next.
+        """
         self.workers.remove(worker)
         ray.kill(worker.actor)
-        for _, behind in reversed(worker.calls):
-            self.units.give_back(behind)
         cause = cause_of_death(error)
         if isinstance(error, RayActorError) and error.preempted:
-            self.units.give_back(units)
+            self.units.give_back(worker.has)
             return []
         if not worker.ready:
-            self.deaths_at_start += cause != NODE_DIED
-            if self.deaths_at_start > self.units.retries:
-                if not any(other.ready for other in self.workers):
-                    raise RuntimeError(f"workers die at the start, {self.deaths_at_start} times in a row ({cause})")
+            others = any(other.ready for other in self.workers)
+            if cause != NODE_DIED and self.units.died_at_start(cause, others):
                 self.limit = self.size = len(self.workers)  # the cluster carries no more
             return []
-        outcome = self.units.died(units, cause)
+        outcome = self.units.died(worker.has, cause)
         return [] if outcome is None else [outcome]
 
     def dismiss(self) -> None:

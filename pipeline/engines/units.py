@@ -42,6 +42,8 @@ class Units:
         self.waiting: deque[Unit] = deque()
         self.tried: Counter[Unit] = Counter()
         """How often a unit that has not ended was tried in vain."""
+        self.deaths_at_start = 0
+        """Of workers, one after another, before any of them was ready."""
 
     def refill(self, source: Iterator[Unit], ahead: int) -> bool:
         """Asks for units until `ahead` of them wait; whether any do."""
@@ -51,6 +53,10 @@ class Units:
                 break
             self.waiting.append(unit)
         return bool(self.waiting)
+
+    def suspect(self) -> bool:
+        """Whether the next unit was tried before, and may be what its worker died of."""
+        return bool(self.waiting) and self.tried[self.waiting[0]] > 0
 
     def take(self, most: int = 1) -> list[Unit]:
         """The next units, at most so many; one that was tried before goes alone, so that its end is its own."""
@@ -82,6 +88,18 @@ class Units:
         self.tried.update(units)
         self.waiting.extend(units)
         return None
+
+    def died_at_start(self, cause: str, others: bool) -> bool:
+        """A worker died before it was ready: whether there are to be fewer. `others`: some worker is ready.
+
+        Raises RuntimeError where too many do, and no worker is left that could go on.
+        """
+        self.deaths_at_start += 1
+        if self.deaths_at_start <= self.retries:
+            return False
+        if not others:
+            raise RuntimeError(f"workers die at the start, {self.deaths_at_start} times in a row ({cause})")
+        return True
 
     def _again(self, unit: Unit, failure: Failure) -> Outcome | None:
         """Puts the unit behind those that wait, unless it was tried often enough."""

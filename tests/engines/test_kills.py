@@ -9,13 +9,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+
+from tests.engines.watching import wait_for
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"object_store_memory": 100_000_000, "include_dashboard": False}
@@ -43,13 +44,6 @@ def done(output: Path) -> Counter[int]:
     path = output / "ledger" / "ledger.txt"
     lines = path.read_text().split("\n")[1:-1] if path.exists() else []
     return Counter(int(line.split()[0]) for line in lines)
-
-
-def wait_for(condition: Callable[[], object], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return bool(condition())
 
 
 def processes(title: str, within: str) -> list[int]:

@@ -19,40 +19,9 @@ import pytest
 from pipeline.engines import local
 from pipeline.engines.local import run
 from pipeline.engines.units import Failure, Unit
+from tests.engines.watching import alive, log, logged, never, wait_for
 
 MODES = [pytest.param(1, False, id="here"), pytest.param(1, True, id="process"), pytest.param(3, True, id="processes")]
-
-
-def never(error: BaseException) -> bool:
-    return False
-
-
-def log(folder: Path, line: object) -> None:
-    """Appends one line; atomic over processes."""
-    with (folder / "log").open("a") as file:
-        file.write(f"{line}\n")
-
-
-def logged(folder: Path) -> list[str]:
-    path = folder / "log"
-    return path.read_text().split("\n")[:-1] if path.exists() else []
-
-
-def wait_for(condition: Callable[[], object], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.01)
-    return bool(condition())
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def square(unit: Unit) -> Any:
@@ -454,7 +423,7 @@ def deaf(folder: Path) -> Callable[[Unit], None]:
 @pytest.mark.parametrize("ending", ["close", "error of the caller", "fatal error"])
 def test_no_worker_survives(ending: str, tmp_path: Path) -> None:
     def units() -> Iterator[Unit]:
-        yield from (0, 1, 0)
+        yield from (0, 1, 0, 0, 0)  # more than are asked for ahead of the first result
         if ending == "fatal error":
             yield 2
             return

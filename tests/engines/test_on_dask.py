@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import pytest
 import tifffile
@@ -23,42 +22,9 @@ from pipeline.config import options
 from pipeline.engines import on_dask
 from pipeline.engines.on_dask import run
 from pipeline.engines.units import Failure, Unit
+from tests.engines.watching import alive, log, logged, never, wait_for
 
-
-def never(error: BaseException) -> bool:
-    return False
-
-
-def log(folder: Path, line: object) -> None:
-    """Appends one line; atomic over processes."""
-    with (folder / "log").open("a") as file:
-        file.write(f"{line}\n")
-
-
-def logged(folder: Path) -> list[str]:
-    path = folder / "log"
-    return path.read_text().split("\n")[:-1] if path.exists() else []
-
-
-def gone(pid: int, seconds: float = 5) -> bool:
-    """Whether the process ends in time; a zombie has."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.02)
-    return False
-
-
-@pytest.fixture(scope="module", autouse=True)
-def by_value() -> Iterator[None]:
-    """Workers of a cluster that was there before cannot import the tests."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.usefixtures("by_value")
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +63,7 @@ def test_own_cluster_does_every_unit_once_asked_for_shortly_before_and_leaves_no
     assert all(result[0] == unit and result[2:] == ("1", 1) for unit, result in taken)
     pids = {result[1] for _, result in taken}
     assert sorted(map(str, pids)) == sorted(logged(tmp_path)) and len(pids) == 2
-    assert os.getpid() not in pids and all(map(gone, pids))
+    assert os.getpid() not in pids and wait_for(lambda: not any(map(alive, pids)), 5)
 
 
 def test_units_that_kill_or_fail_are_charged_and_set_aside_and_nobody_else(tmp_path: Path) -> None:
@@ -287,7 +253,7 @@ def test_script_needs_no_guard_and_workers_end_with_it(ending: signal.Signals | 
         assert out == "top of the script\n[(0, 10), (1, 20), (2, 30), (3, 40)]\n"
     else:
         assert process.returncode == -ending and len(logged(tmp_path)) == 2
-        assert all(gone(int(pid), 1.5) for pid in logged(tmp_path))
+        assert wait_for(lambda: not any(map(alive, logged(tmp_path))), 1.5)
         assert time.monotonic() - began < 6
 
 

@@ -12,30 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import pytest
 
 from pipeline.engines.on_ray import run
 from pipeline.engines.units import Failure, Unit
+from tests.engines.watching import wait_for
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280), pytest.mark.usefixtures("by_value")]
 
 SMALL = {"object_store_memory": 100_000_000, "include_dashboard": False}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def by_value() -> Iterator[None]:
-    """Workers of a cluster that was there before cannot import the tests."""
-    cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    yield
-    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
-
-
-def wait_for(condition: Callable[[], object], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return bool(condition())
 
 
 def where() -> Callable[[Unit], Any]:
