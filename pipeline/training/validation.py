@@ -85,7 +85,8 @@ class Validation:
 
         @lru_cache(maxsize=1)
         def program() -> Program:
-            return program_of(module, self.channels)
+            # Folding keeps the tolerance for the weights that it was tried with, and these change.
+            return program_of(module, self.channels, folded=False)
 
         @lru_cache(maxsize=2)
         def reader(number: int) -> tuple[Model, Labels]:
