@@ -1,0 +1,168 @@
+"""Which samples a training step takes: a pure function of the step's number, so that a run can go on anywhere.
+
+    stream     0   1   2   3   4 | 5   6   7   8   9 | ...     each epoch holds every core once, in an order of its own
+    step       |------ 0 ------|------ 1 ------|------ ...     `batch` samples each
+    worker     0   1   0   1     0   1   0   1                 worker r of w takes samples[r::w] of every step
+
+What a sample is, where it lies and what is drawn for it depends on the seed and its number in the stream, never on who
+reads it or how many do.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from itertools import accumulate
+from typing import Literal
+
+import numpy as np
+
+from pipeline.tiling.geometry import Interval, ReceptiveField, Region
+from pipeline.tiling.grid import Grid, Tile
+
+Kind = Literal["tiles", "whole", "patches"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A tile of an image: what is read, and of which outputs the loss is taken."""
+
+    number: int
+    """Its place in the stream, from which everything random about it follows."""
+    image: int
+    tile: Tile
+
+
+class Cores:
+    """The outputs of one image that may carry loss, cut into cores that are numbered in row-major order."""
+
+    def __init__(self, grid: Grid, step: tuple[int, int], region: Region) -> None:
+        self.grid, self.step, self.region = grid, step, region
+        self.rows, self.columns = (
+            range(part.start // n, -(-part.stop // n) if part.size else part.start // n)
+            for part, n in zip((region.y, region.x), step, strict=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.columns)
+
+    def tile(self, number: int) -> Tile:
+        row, column = divmod(number, len(self.columns))
+        y, x = (
+            Interval(at * n, (at + 1) * n).clip(part.start, part.stop)
+            for at, n, part in zip(
+                (self.rows[row], self.columns[column]), self.step, (self.region.y, self.region.x), strict=True
+            )
+        )
+        return self.grid.window(Region(y, x))
+
+
+def cut(
+    size: tuple[int, int], field: ReceptiveField, kind: Kind, core: tuple[int, int] | None, region: Region | None = None
+) -> Cores:
+    """The cores of an image of `size` whose outputs within `region` (all: None) carry loss.
+
+    `whole`: one core, all outputs; `tiles`: `core` input pixels each; `patches`: a single output each, whose read is
+    its receptive field, aligned and clipped at the image's edge as every read.
+    Raises ValueError for a core that is no multiple of the field's alignment, and for tiles of what is not local.
+    """
+    a = field.alignment
+    everything = Region.of(0, field.output_shape(*size)[0], 0, field.output_shape(*size)[1])
+    if kind == "whole":
+        rows, columns = field.extended(*size)
+        grid = Grid.build(size, (rows, columns), replace(field, halo=((rows, rows), (columns, columns))))
+        return Cores(grid, (max(1, everything.y.stop), max(1, everything.x.stop)), everything)
+    if not field.is_local:
+        raise ValueError(
+            f"sampling.kind={kind}: the network is not local, so no part of an image has its gradient: "
+            + "; ".join(field.nonlocal_operations)
+        )
+    core = a if kind == "patches" or core is None else core
+    if any(n < 1 or n % by for n, by in zip(core, a, strict=True)):
+        near = [max(by, n // by * by) for n, by in zip(core, a, strict=True)]
+        raise ValueError(
+            f"sampling.core={_pair(core)} is no multiple of the network's alignment {_pair(a)}: "
+            f"the nearest are {_pair(near)} and {_pair([n + by for n, by in zip(near, a, strict=True)])}"
+        )
+    grid = Grid.build(size, core, field)
+    step = (1, 1) if kind == "patches" else (grid.y.step, grid.x.step)
+    return Cores(grid, step, everything if region is None else region.clip(everything.y.stop, everything.x.stop))
+
+
+def _pair(numbers: Sequence[int]) -> str:
+    y, x = numbers
+    return str(y) if y == x else f"{y},{x}"
+
+
+class Sampler:
+    """The samples of every step, over the cores of all images.
+
+    `batch` samples a step, or with "image" all of one image; so many more where each output keeps its loss with
+    probability `keep` only (Long, Shelhamer & Darrell 2015, section 3.4, doi:10.1109/CVPR.2015.7298965).
+    Raises ValueError where there is nothing to sample.
+    """
+
+    def __init__(self, cores: Sequence[Cores], batch: int | Literal["image"], *, keep: float = 1.0, seed: int = 0):
+        self.cores, self.seed, self.keep = cores, seed, keep
+        self.images = [image for image, of_image in enumerate(cores) if len(of_image)]
+        if not self.images:
+            raise ValueError("no image is large enough to give the network an output to train on")
+        self.by_image = batch == "image"
+        self.batch = max(1, round((1 if batch == "image" else batch) / keep))
+        self.ends = list(accumulate(len(cores[image]) for image in self.images))
+        self.largest = max(len(of_image) for of_image in cores)
+
+    def __len__(self) -> int:
+        """What there is in an epoch: samples, or images where a step takes all of one."""
+        return len(self.images) if self.by_image else self.ends[-1]
+
+    def step(self, number: int) -> list[Sample]:
+        """The samples of that step, over all workers."""
+        places = range(number * self.batch, (number + 1) * self.batch)
+        if self.by_image:
+            return [sample for place in places for sample in self._all_of(place)]
+        return [self._one(place) for place in places]
+
+    def epoch(self, steps: int) -> int:
+        """Epochs that are complete after so many steps."""
+        return steps * self.batch // len(self)
+
+    def kept(self, sample: Sample) -> np.ndarray:
+        """Which outputs (h, w) of the sample's core keep their loss."""
+        random = np.random.default_rng((self.seed, sample.number))
+        return random.random(sample.tile.core.shape) < self.keep
+
+    def _drawn(self, place: int) -> int:
+        epoch, index = divmod(place, len(self))
+        return shuffled(index, len(self), self.seed, epoch)
+
+    def _one(self, place: int) -> Sample:
+        index = self._drawn(place)
+        at = bisect_right(self.ends, index)
+        image = self.images[at]
+        return Sample(place, image, self.cores[image].tile(index - self.ends[at] + len(self.cores[image])))
+
+    def _all_of(self, place: int) -> list[Sample]:
+        image = self.images[self._drawn(place)]
+        tiles = range(len(self.cores[image]))
+        return [Sample(place * self.largest + n, image, self.cores[image].tile(n)) for n in tiles]
+
+
+def shuffled(index: int, count: int, *key: int) -> int:
+    """Which of range(count) comes at `index` in the random order that the key stands for; no order is stored.
+
+    A Feistel network of eight rounds permutes the least 4**n numbers that are enough, and is walked on until it comes
+    to one below count (Black & Rogaway 2002, doi:10.1007/3-540-45760-7_9).
+    """
+    assert 0 <= index < count
+    bits = max(1, ((count - 1).bit_length() + 1) // 2)
+    while True:
+        left, right = index >> bits, index & ((1 << bits) - 1)
+        for turn in range(8):
+            mixed = blake2b(repr((key, turn, right)).encode(), digest_size=8).digest()
+            left, right = right, left ^ (int.from_bytes(mixed, "little") & ((1 << bits) - 1))
+        index = left << bits | right
+        if index < count:
+            return index
