@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -70,15 +70,17 @@ class Validation:
                 result[index] = confusion(labels.read(tile.core), model.tile(tile)[0], classes)
         return result
 
-    def show(self, module: nn.Module, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of one tile: the pixels (c, h, w) under its core, as stored, and the classes that are true and predicted."""
-        number, tile = self.tiles[index]
-        under = image_region(self.plans[number], tile.core)
-        y, x = self.pairs[number].shift
-        with evaluating(module):
-            model, labels = self._reader(module)(number)
-            pixels = model.image.read(Region(under.y.shift(y), under.x.shift(x)))
-            return pixels, labels.read(tile.core), model.tile(tile)[0]
+    def show(self, module: nn.Module, indices: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Of each tile: the pixels (c, h, w) under its core, as stored, and the classes that are true and predicted."""
+        reader = self._reader(module)
+        for index in indices:
+            number, tile = self.tiles[index]
+            under = image_region(self.plans[number], tile.core)
+            y, x = self.pairs[number].shift
+            model, labels = reader(number)
+            with evaluating(module):
+                predicted = model.tile(tile)[0]
+            yield model.image.read(Region(under.y.shift(y), under.x.shift(x))), labels.read(tile.core), predicted
 
     def _reader(self, module: nn.Module) -> Reader:
         """What gives model and labels of a pair; those of two pairs are open at a time."""

@@ -132,7 +132,7 @@ def test_a_tile_can_be_shown(tmp_path: Path) -> None:
     validation = made(tmp_path, module)
     index = len(validation.tiles) - 1
     number, tile = validation.tiles[index]
-    pixels, truth, predicted = validation.show(module, index)
+    [(pixels, truth, predicted)] = validation.show(module, [index])
     y, x = (part.shift(3) for part in (tile.core.y, tile.core.x))  # of the 5 x 5 and the 3 x 3 convolution
     assert (pixels == np.load(validation.pairs[number].image)[:, y.slice, x.slice]).all()
     assert truth.shape == predicted.shape == pixels.shape[1:]

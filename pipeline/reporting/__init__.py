@@ -1,0 +1,1 @@
+"""What a training run did, on one page: curves, scores, examples."""
