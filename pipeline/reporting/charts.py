@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 30, 44
@@ -103,10 +104,11 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(p[0] for p in g) / len(g), sum(p[1] for p in g) / len(g)) for g in groups]
 
 
-def smoothed(points: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
-    """At each point the mean of the last `window` values."""
-    result, total = [], 0.0
-    for at, (x, y) in enumerate(points):
-        total += y - (points[at - window][1] if at >= window else 0.0)
-        result.append((x, total / min(at + 1, window)))
+def smoothed(points: Sequence[tuple[float, float]], reach: int) -> list[tuple[float, float]]:
+    """At each point the mean of the values up to `reach` points before and after it."""
+    sums = list(accumulate((y for _, y in points), initial=0.0))
+    result = []
+    for at, (x, _) in enumerate(points):
+        start, stop = max(0, at - reach), min(len(points), at + reach + 1)
+        result.append((x, (sums[stop] - sums[start]) / (stop - start)))
     return result

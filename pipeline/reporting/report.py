@@ -110,9 +110,10 @@ def _summary(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[s
 
 def _curves(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]]) -> str:
     losses = [(record["step"], record["loss"]) for record in steps if math.isfinite(record["loss"])]
-    window = max(1, len(losses) // 40)
-    lines = [Line("each step", losses, faint=True)] if window > 1 else []
-    lines.append(Line(f"loss, mean of {window} steps" if window > 1 else "loss", smoothed(losses, window)))
+    reach = len(losses) // 80
+    lines = [Line("each step", losses, faint=True)] if reach else []
+    name = f"loss, mean of {2 * reach + 1} steps" if reach else "loss"
+    lines.append(Line(name, smoothed(losses, reach)))
     charts = [line_chart(lines, x="step", y="loss")]
     scores = [
         Line(name, [(r["step"], r["validation"][key]) for r in validations if r["validation"].get(key) is not None])

@@ -62,4 +62,4 @@ def test_thinning_keeps_the_mean() -> None:
     assert len(kept) == POINTS and sum(y for _, y in kept) / len(kept) == pytest.approx(
         sum(y for _, y in points) / 6000
     )
-    assert smoothed([(0, 1.0), (1, 3.0), (2, 5.0)], 2) == [(0, 1.0), (1, 2.0), (2, 4.0)]
+    assert smoothed([(0, 1.0), (1, 3.0), (2, 8.0)], 1) == [(0, 2.0), (1, 4.0), (2, 5.5)]
