@@ -98,7 +98,9 @@ def _card(run: Path) -> dict[str, Any]:
 def _summary(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]]) -> str:
     if not steps:
         return "No step was recorded."
-    said = [f"{steps[-1]['step']} steps", f"last loss {steps[-1]['loss']:.4g}"]
+    said = [f"{steps[-1]['step']} steps"]
+    if (loss := steps[-1]["loss"]) is not None:
+        said.append(f"last loss {loss:.4g}")
     if pixels := sum(record.get("pixels", 0) for record in steps):
         said.append(f"{pixels:,.0f} labelled outputs trained on".replace(",", " "))
     if validations:
@@ -109,7 +111,8 @@ def _summary(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[s
 
 
 def _curves(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[str, Any]]) -> str:
-    losses = [(record["step"], record["loss"]) for record in steps if math.isfinite(record["loss"])]
+    losses = [(record["step"], record["loss"]) for record in steps]
+    losses = [(step, loss) for step, loss in losses if loss is not None and math.isfinite(loss)]
     reach = len(losses) // 80
     lines = [Line("each step", losses, faint=True)] if reach else []
     name = f"loss, mean of {2 * reach + 1} steps" if reach else "loss"

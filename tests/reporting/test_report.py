@@ -92,7 +92,7 @@ def test_examples_are_the_best_and_the_worst(tmp_path: Path) -> None:
 def test_a_run_without_validation_or_any_step(tmp_path: Path) -> None:
     page = write_report(tmp_path).read_text()
     assert "No step was recorded." in page and "Confusion" not in page and "<svg" not in page
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "loss": 0.5}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n{"step": 2, "loss": 0.5}\n')
     page = write_report(tmp_path).read_text()
     assert page.count("<svg") == 1 and "last loss 0.5" in page
 
