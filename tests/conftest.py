@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,9 @@ from hypothesis import settings
 # the same examples each time; no deadline, as a busy machine is no failure
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
+
+# a shell's `make test &` has SIGINT ignored, and what a test starts and interrupts would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 S3_SERVER = """
 import logging, sys
