@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from pipeline.api import Report, Result
     from pipeline.network.loading import Network
+    from pipeline.runs import Trained
     from pipeline.storage.image import Image
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "predict",
     "predict_lazy",
     "receptive_field",
+    "train",
     "verify",
 ]
 
@@ -118,6 +120,18 @@ def verify(output: str | os.PathLike[str], image: Any = None, net: Any = None) -
     from pipeline import api
 
     return api.verify(output, image, net)
+
+
+def train(job: Any) -> Trained:
+    """Train a network as a job says: a dict, or the path of a job file, with the keys of jobs/train.yaml.
+
+    The gradient of a step on tiles is that of the whole images. The same job goes on from its last checkpoint; one
+    that is finished returns at once. `.path` is the network folder that results, `.metrics` its loss and scores.
+    Raises ValueError for what the caller can mend, RuntimeError where workers die too often.
+    """
+    from pipeline import api
+
+    return api.train(job)
 
 
 def convert(image: Any, output: str | os.PathLike[str], **options: Any) -> Result:

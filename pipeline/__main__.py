@@ -2,6 +2,7 @@
 
 COMMANDS = """\
 python -m pipeline.infer IMAGE [-o OUT]      predict: one image, or many into a folder
+python -m pipeline.train JOB.yaml            train a network, on tiles as on whole images
 python -m pipeline.verify OUT                prove that an output has no seams
 python -m pipeline.convert IMAGE OUT         copy any image into a sharded OME-Zarr with its pyramid
 Each takes --help."""

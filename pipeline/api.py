@@ -1,4 +1,4 @@
-"""What commands, jobs and users call: predict, plan, verify, convert."""
+"""What commands, jobs and users call: predict, plan, verify, convert, train."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from pipeline import describing, planning
 from pipeline.analysis import Analysis, cache_bytes
 from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
+from pipeline.jobfile import load_job, validated
 from pipeline.ledgers import FOLDER, Held, forget_ledger, hold, open_ledger, read_ledger
 from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, Run, default_workers, drive
+from pipeline.runs import Trained, train_job
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.location import Location, is_url, local_path, location_of
 from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
 from pipeline.storage.remote import matching
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
+from pipeline.trainjob import TrainJob
 from pipeline.worker import Job, extend_to
 
 __all__ = ["Report", "Result", "TilesFailed", "convert", "extend", "plan", "predict", "predict_lazy", "receptive_field",
-           "verify"]  # fmt: skip
+           "train", "verify"]  # fmt: skip
 
 
 @dataclass
@@ -142,6 +145,13 @@ def verify(output: str | os.PathLike[str], image: Any = None, net: Any = None) -
             raise ValueError(f"{output} was made with another network than {network.name}")
     with read_ledger(target.location) as ledger:
         return check_output(target, plan, ledger, opened, network)
+
+
+def train(job: Any, *, look: Callable[[dict[str, Any]], None] = lambda line: None) -> Trained:
+    """See `pipeline.train`; `look` is given the last line of the log now and then."""
+    if isinstance(job, str | os.PathLike):
+        job = load_job(TrainJob, job)
+    return train_job(job if isinstance(job, TrainJob) else validated(TrainJob, job), look)
 
 
 def receptive_field(net: Any, shape: tuple[int, int, int] | None = None) -> ReceptiveField:

@@ -133,3 +133,25 @@ def _verified(output: str, image: str | None, net: Any) -> bool:
     found = api.verify(output, image, net)
     print(f"verified: {found.windows} windows, {found.shards} shards, max difference {found.max_difference:g}")
     return found.ok
+
+
+def train(job: Any) -> int:
+    """Train, say how it goes and went, and return the exit status."""
+    from pipeline import api
+
+    began, last = time.monotonic(), [-LOG_EVERY]
+
+    def look(line: dict[str, Any]) -> None:
+        if time.monotonic() - last[0] >= LOG_EVERY:
+            last[0] = time.monotonic()
+            loss = "no labels" if line["loss"] is None else f"loss {line['loss']:.4f}"
+            print(f"{Path(job.run).name}: step {line['step']} of {job.steps}, {loss}", file=sys.stderr, flush=True)
+
+    result = api.train(job, look=look)
+    if result.resumed >= job.steps:
+        print(f"{result.path}: finished already, nothing to do")
+        return 0
+    before = f", {result.resumed} of {job.steps} steps were done before" if result.resumed else ""
+    score = f", mean IoU {result.metrics['mean_iou']:.3f}" if result.metrics.get("mean_iou") is not None else ""
+    print(f"{result.path}: {job.steps} steps{score}, {time.monotonic() - began:.1f} s{before}")
+    return 0

@@ -133,19 +133,29 @@ class TrainJob(Settings):
     data: Data
     normalise: Normalise | None = None
     sampling: Sampling = Sampling()
-    batch: Count | Literal["auto", "image"] = 8
+    batch: Count | Literal["image"] = 8
     """Samples a step over all workers, before the enlargement by 1 / loss_keep; image: every tile of one image."""
     loss: Literal["cross_entropy"] = "cross_entropy"
+    class_weights: (
+        Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(min_length=2)] | None
+    ) = None
+    """How much an output of each class counts; the loss is divided by what all count for together."""
     optimizer: Optimizer = Optimizer(momentum=0.9)
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Norm to which a longer gradient, of all parameters together, is shortened."""
+    freeze_norm: bool = False
+    """Batch norm keeps the statistics that the network came with, so that tiles have the whole image's gradient."""
     steps: Count = 2000
     workers: Annotated[int, Field(ge=0)] = 2
     """0: in this process."""
+    checkpoint_every: Count | None = None
+    """Steps; None: about a minute."""
     precision: Literal["float32", "float64"] = "float32"
     seed: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("batch", mode="before")
     @classmethod
     def _number_or_word(cls, batch: Any) -> Any:
-        if isinstance(batch, str) and batch not in ("auto", "image"):
-            raise ValueError("give a number of samples, auto or image")
+        if isinstance(batch, str) and batch != "image":
+            raise ValueError("give a number of samples, or image")
         return batch

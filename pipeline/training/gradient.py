@@ -40,6 +40,10 @@ class Sums:
     """What divides loss and gradient."""
     pixels: int = 0
     """Labelled outputs, kept or not."""
+    problem: str = ""
+    """What kept this worker from adding up its samples."""
+    failed: int = 0
+    """Workers with a problem."""
 
 
 def accumulate(
@@ -94,9 +98,9 @@ def reduce(module: nn.Module, sums: Sums, add: Callable[[Tensor], None]) -> Sums
     `add` adds a tensor up over the workers, in place; all must call this, also those that had no sample. Where nothing
     was labelled the gradient is 0.
     """
-    totals = torch.tensor([sums.loss, sums.weight, sums.pixels], dtype=torch.float64)
+    totals = torch.tensor([sums.loss, sums.weight, sums.pixels, bool(sums.problem)], dtype=torch.float64)
     add(totals)
-    loss, weight, pixels = totals.tolist()
+    loss, weight, pixels, failed = totals.tolist()
     parameters = [p for p in module.parameters() if p.requires_grad]
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     add(flat)
@@ -104,4 +108,4 @@ def reduce(module: nn.Module, sums: Sums, add: Callable[[Tensor], None]) -> Sums
         flat /= weight
     for p, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
         p.grad = gradient.view_as(p)
-    return Sums(loss, weight, int(pixels))
+    return Sums(loss, weight, int(pixels), sums.problem, int(failed))

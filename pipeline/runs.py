@@ -1,0 +1,204 @@
+"""From a training job to a run: what is checked and refused before anything is trained, and where it is trained."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pipeline import planning
+from pipeline.analysis import Analysis
+from pipeline.config import options
+from pipeline.network.builtin import build
+from pipeline.network.loading import Network, choose_device, load_network
+from pipeline.network.normalise import check_normalisation
+from pipeline.storage.image import open_image
+from pipeline.storage.location import is_url
+from pipeline.training.finding import find_pairs
+from pipeline.training.group import Group
+from pipeline.training.loop import Task, train
+from pipeline.training.loss import CrossEntropy
+from pipeline.training.pairs import Pair, scored
+from pipeline.training.run_folder import RunFolder
+from pipeline.training.sampling import cut
+from pipeline.training.validation import Validation
+from pipeline.trainjob import NewNetwork, TrainJob
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training run."""
+
+    path: str
+    """The network folder."""
+    metrics: dict[str, Any]
+    """`step` of the weights, `loss` of the last step, and where images were held out the scores on them."""
+    resumed: int = 0
+    """Steps that earlier runs had done."""
+
+
+@torch.random.fork_rng(devices=[])
+def train_job(job: TrainJob, look: Callable[[dict[str, Any]], None]) -> Trained:
+    """Trains as the job says, from where an earlier run of it ended; `look` is given the log's last line now and then.
+
+    Raises ValueError for what the user can mend, RuntimeError where workers die too often.
+    """
+    if is_url(job.run):
+        raise ValueError(f"run {job.run}: give a folder that every worker sees, not a URL")
+    folder = RunFolder(job.run)
+    settings = job.model_dump(mode="json")
+    if folder.path.exists():  # said before anything is read
+        folder.begin(settings)
+        if folder.finished:
+            return _trained(folder, job.steps)
+    task = task_of(job)
+    folder.begin(settings)
+    state = folder.latest()
+    before = 0 if state is None else int(state["step"])
+    shown = [0]
+
+    def report() -> None:
+        lines = folder.lines()
+        if lines and len(lines) != shown[0]:
+            shown[0] = len(lines)
+            look(next(line for line in reversed(lines) if "loss" in line))
+
+    if job.workers == 0:
+        _train_here(task, report)
+    else:
+        _train_on_ray(task, job.workers, report)
+    return _trained(folder, before)
+
+
+def task_of(job: TrainJob) -> Task:
+    """All that workers need. Raises ValueError for a network, data or options that do not fit each other."""
+    network = network_of(job)
+    asked = options(precision=job.precision, device="cpu", mode="blend")
+    analysis = Analysis(network, asked)  # in this mode, a network that is not local is no error yet
+    core = (job.sampling.core,) * 2 if isinstance(job.sampling.core, int) else job.sampling.core
+    cut(analysis.field.alignment, analysis.field, job.sampling.kind, core)
+    weights = job.class_weights
+    if weights is not None and len(weights) != (named := scored(analysis.classes)):
+        raise ValueError(f"class_weights={list(weights)}: the network tells {named} classes apart, give one for each")
+    split = find_pairs(**job.data.arguments(), field=analysis.field, channels=analysis.channels,
+                       classes=analysis.classes, seed=job.seed)  # fmt: skip
+    validation = None
+    if split.validation:
+        validation = Validation(
+            split.validation,
+            _plans(split.validation, network, job.precision),
+            analysis.channels,
+            analysis.classes,
+            ignore=job.data.ignore,
+            binary=job.data.binary,
+        )
+    return Task(
+        folder=job.run,
+        architecture=network.card["architecture"],
+        arguments=network.card["arguments"],
+        normalise=network.card.get("normalise") or {},
+        start=None if isinstance(job.network, NewNetwork) else job.network,
+        card=card_of(job, split.train, split.validation),
+        field=analysis.field,
+        pairs=split.train,
+        validation=validation,
+        channels=analysis.channels,
+        classes=analysis.classes,
+        ignore=job.data.ignore,
+        binary=job.data.binary,
+        kind=job.sampling.kind,
+        core=core,
+        keep=job.sampling.loss_keep,
+        batch=job.batch,
+        loss=CrossEntropy(job.class_weights),
+        optimizer=job.optimizer.model_dump(),
+        steps=job.steps,
+        precision=job.precision,
+        seed=job.seed,
+        freeze_norm=job.freeze_norm,
+        clip=job.clip,
+        checkpoint_every=job.checkpoint_every,
+    )
+
+
+def network_of(job: TrainJob) -> Network:
+    """What is trained, as it is before the first step but for the weights. Raises ValueError where it is no network."""
+    given = {} if job.normalise is None else job.normalise.model_dump(exclude_none=True)
+    if isinstance(job.network, NewNetwork):
+        normalise = check_normalisation(given, job.network.channels)
+        module = build(job.network.architecture, job.network.arguments, normalise)
+        card = {"name": job.network.architecture, "architecture": job.network.architecture,
+                "arguments": job.network.arguments}  # fmt: skip
+        return Network(module, {**load_network(module).card, **card, "normalise": normalise})
+    network = load_network(job.network)
+    if not network.card.get("architecture"):
+        raise ValueError(
+            f"network {job.network} cannot be trained: give a network folder, a built-in or an architecture"
+        )
+    if given and network.card.get("normalise"):
+        raise ValueError(f"network {network.name} has its own normalisation, so normalise cannot be given")
+    own = network.card.get("normalise") or check_normalisation(given, network.channels)
+    return Network(network.module, {**network.card, "normalise": own})
+
+
+def card_of(job: TrainJob, train: tuple[Pair, ...], held: tuple[Pair, ...]) -> dict[str, Any]:
+    """What the resulting network's card says of where it comes from."""
+    import pipeline
+
+    names = {"train": [pair.name for pair in train], "validation": [pair.name for pair in held]}
+    counts = [sum(column) for column in zip(*(pair.counts for pair in train), strict=True)]
+    told = job.model_dump(mode="json", exclude={"run", "network", "data", "normalise", "workers", "checkpoint_every"})
+    return {
+        "data": {**names, "labelled": counts},
+        "training": told,
+        "versions": {"pipeline": pipeline.__version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def _plans(pairs: tuple[Pair, ...], network: Network, precision: str) -> list[Any]:
+    """The plan of inference for each held-out image."""
+    asked = options(precision=precision, device="cpu", kind="mask")
+    analysis, plans = Analysis(network, asked), []
+    for pair in pairs:
+        with open_image(pair.image, channels=analysis.channels) as image:
+            plans.append(planning.plan_image(image, analysis, asked))
+    return plans
+
+
+def _train_here(task: Task, report: Callable[[], None]) -> None:
+    """In this process, whose torch threads are as before afterwards."""
+    threads = torch.get_num_threads()
+    try:
+        train(task, Group(choose_device("auto")), report)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train_on_ray(task: Task, workers: int, report: Callable[[], None]) -> None:
+    """In the Ray cluster that is there, or in one of our own."""
+    from pipeline.engines.ray_cluster import connected, no_room, view
+    from pipeline.training.on_ray import train_on_ray
+
+    with connected(None, workers, 0):
+        import ray
+
+        gpus = ray.cluster_resources().get("GPU", 0) >= workers
+        needs = {"CPU": 1.0, "GPU": float(gpus)}
+        seen = view(needs)
+        if not seen.held and not seen.grows:
+            raise no_room(needs)
+        if seen.held < workers and not seen.grows:
+            raise ValueError(f"workers={workers}: the cluster holds {seen.held} of one CPU each")
+        train_on_ray(task, workers, gpus=gpus, look=report)
+
+
+def _trained(folder: RunFolder, before: int) -> Trained:
+    """What the card and the log say."""
+    card, lines = load_network(str(folder.path)).card, folder.lines()
+    trained: Mapping[str, Any] = card["training"]
+    last = next(line for line in reversed(lines) if "loss" in line)
+    return Trained(str(folder.path), {"step": trained["step"], "loss": last["loss"],
+                                      **(trained.get("validation") or {})}, before)  # fmt: skip

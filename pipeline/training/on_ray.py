@@ -1,0 +1,91 @@
+"""Training on the workers of a Ray cluster, through Ray Train: it places them, and starts all anew when one dies.
+
+What a new attempt begins from is the run folder's last checkpoint, which every attempt and every later command finds
+in the same way; Ray's own checkpoints are not used, as they come no faster than its controller asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from uuid import uuid4
+
+from pipeline.training.group import Group
+from pipeline.training.loop import Task, train
+from pipeline.training.run_folder import CHECKPOINTS
+
+DEATHS = 8
+"""Deaths of workers that a run survives."""
+REFUSED = "refused.txt"
+"""Beside the checkpoints: what the workers found that the user can mend, which no new attempt would change."""
+LOOK = 0.5
+"""Seconds between two looks at how far the run is."""
+
+
+def train_on_ray(task: Task, workers: int, *, gpus: bool = False, look: Callable[[], None] = lambda: None) -> None:
+    """Trains with so many workers of one CPU each, and a GPU if `gpus`, in the cluster that this process has joined.
+
+    `look` is called now and then meanwhile. The folder must be one that every node sees.
+    Raises ValueError for what the user can mend, RuntimeError where workers die too often.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    for name, value in {"WORKER_GROUP_START_TIMEOUT_S": "180", "HEALTH_CHECK_INTERVAL_S": "0.5"}.items():
+        os.environ.setdefault(f"RAY_TRAIN_{name}", value)
+    checkpoints = Path(task.folder) / CHECKPOINTS
+    (checkpoints / REFUSED).unlink(missing_ok=True)
+    for left in checkpoints.glob("ray-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    name = f"ray-{uuid4().hex}"
+    trainer = TorchTrainer(
+        partial(work, task),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(checkpoints),
+            failure_config=FailureConfig(max_failures=DEATHS, controller_failure_limit=DEATHS),
+        ),
+    )
+    try:
+        _fitted(trainer.fit, look)
+    finally:
+        shutil.rmtree(checkpoints / name, ignore_errors=True)
+    if (checkpoints / REFUSED).exists():
+        raise ValueError((checkpoints / REFUSED).read_text())
+
+
+def work(task: Task) -> None:
+    """What each worker runs."""
+    from ray.train.torch import get_device
+
+    group = Group(str(get_device()))
+    try:
+        train(task, group)
+    except ValueError as error:  # on all workers; raised, it would be tried again
+        if group.rank == 0:
+            (Path(task.folder) / CHECKPOINTS / REFUSED).write_text(str(error))
+
+
+def _fitted(fit: Callable[[], object], look: Callable[[], None]) -> None:
+    """Runs `fit` in a thread, where Ray leaves signals to us, which end the main thread and so the run."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            fit()
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(LOOK)
+        look()
+    if raised:
+        raise RuntimeError(" ".join(str(raised[0]).split())) from raised[0]

@@ -1,0 +1,41 @@
+"""Samples as arrays: the pixels that a network needs for a core, and the class of each of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+
+from pipeline.storage.image import Image, open_image
+from pipeline.training.gradient import Read
+from pipeline.training.pairs import Labels, Pair
+from pipeline.training.sampling import Sample
+from pipeline.worker import extend_to
+
+OPEN = 8
+"""Pairs that are open at a time."""
+CACHE_BYTES = 16_000_000
+"""Decoded chunks that each remembers."""
+
+
+class Reader:
+    """Reads samples of pairs, which it opens when they are first needed."""
+
+    def __init__(self, pairs: Sequence[Pair], *, channels: int, classes: int, ignore: int | None, binary: bool):
+        @lru_cache(OPEN)
+        def opened(number: int) -> tuple[Image, Labels]:
+            pair = pairs[number]
+            image = open_image(pair.image, channels=channels)
+            image.cache_bytes = CACHE_BYTES
+            labels = Labels(pair, classes=classes, ignore=ignore, binary=binary)
+            labels.image.cache_bytes = CACHE_BYTES
+            return image, labels
+
+        self.opened, self.pairs = opened, pairs
+
+    def reads(self, samples: Iterable[Sample]) -> Iterator[Read]:
+        """Each sample with its pixels, extended where the read goes beyond the image, and its core's classes."""
+        for sample in samples:
+            image, labels = self.opened(sample.image)
+            tile = sample.tile
+            pixels = image.read(tile.read.clip(*self.pairs[sample.image].size))
+            yield sample, extend_to(pixels, tile.read.shape), labels.read(tile.core)

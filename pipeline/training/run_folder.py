@@ -1,0 +1,125 @@
+"""The folder of a training run: its job, checkpoints and log, and in the end the network.
+
+job.yaml                 what was asked for, all keys, paths absolute
+metrics.jsonl            one line a step, and one a validation
+checkpoints/STEP.pt      the last two; each is complete or not there
+network.json, weights.safetensors      once the run is finished
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+JOB, LOG, CHECKPOINTS, CARD = "job.yaml", "metrics.jsonl", "checkpoints", "network.json"
+FREE = ("run", "workers", "checkpoint_every")
+"""Keys that do not change what a run results in, and so may differ when it goes on."""
+KEPT = 2
+PATIENCE = 60.0
+"""Seconds to wait for the workers of a run whose driver was killed, until they have ended too."""
+
+
+class RunFolder:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Makes the folder for a job of these settings, or finds that it is there for the same one.
+
+        Raises ValueError, which names the key, where it was begun with other settings, and for another folder.
+        """
+        if not self.path.exists() or not any(self.path.iterdir()):
+            (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+            _replace(self.path / JOB, yaml.safe_dump(settings, sort_keys=False).encode())
+            return
+        if not (self.path / JOB).is_file():
+            raise ValueError(f"run {self.path}: there is something else already: give another folder")
+        stored, asked = (_flat(job) for job in (yaml.safe_load((self.path / JOB).read_text()), settings))
+        for key in (*asked, *stored):
+            if key.split(".")[0] not in FREE and stored.get(key) != asked.get(key):
+                raise ValueError(
+                    f"run {self.path} was begun with {key}={stored.get(key)!r}, not {asked.get(key)!r}: "
+                    "give another run, or remove that folder"
+                )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Nobody else writes here meanwhile; the lock goes with the process. Raises ValueError where it stays held."""
+        with (self.path / CHECKPOINTS / "lock").open("w") as file:
+            end = time.monotonic() + PATIENCE
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        raise ValueError(f"run {self.path} is being trained by another process") from None
+                    time.sleep(0.2)
+            yield
+
+    # Checkpoints
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Writes a checkpoint, whose `step` is the number of steps that were done, and removes old ones."""
+        path = self.path / CHECKPOINTS / f"{state['step']:08d}.pt"
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+        for old in self._checkpoints()[:-KEPT]:
+            old.unlink()
+
+    def latest(self) -> dict[str, Any] | None:
+        """The last checkpoint, on the CPU."""
+        paths = self._checkpoints()
+        return torch.load(paths[-1], map_location="cpu", weights_only=True) if paths else None
+
+    def _checkpoints(self) -> list[Path]:
+        return sorted((self.path / CHECKPOINTS).glob("*.pt"))
+
+    @property
+    def finished(self) -> bool:
+        return (self.path / CARD).is_file()
+
+    # The log
+
+    def log(self, **line: Any) -> None:
+        with (self.path / LOG).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drops the lines of steps beyond this one, and one that was cut off: they are written again."""
+        lines = [line for line in self.lines() if line["step"] <= step]
+        _replace(self.path / LOG, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def lines(self) -> list[dict[str, Any]]:
+        path = self.path / LOG
+        complete = path.read_text().split("\n")[:-1] if path.is_file() else []
+        return [json.loads(line) for line in complete]
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def _flat(settings: Any, name: str = "") -> dict[str, Any]:
+    """{"a.b.0": value} of what is nested."""
+    inner = settings.items() if isinstance(settings, dict) else enumerate(settings)
+    found: dict[str, Any] = {}
+    for key, value in inner:
+        full = f"{name}.{key}" if name else str(key)
+        found |= _flat(value, full) if isinstance(value, dict | list) else {full: value}
+    return found

@@ -1,0 +1,186 @@
+"""A job from its file to the network that results: trained here, gone on with, refused, and used for inference."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import pipeline
+from pipeline.network.loading import load_network
+
+ROOT = Path(__file__).parents[2]
+
+
+def draw(folder: Path, count: int = 3, size: int = 72) -> None:
+    """Bright discs on a dark ground, with the class of each pixel; a few labels are 255, for ignored."""
+    folder.mkdir(exist_ok=True)
+    y, x = np.mgrid[:size, : size + 8]
+    for number in range(count):
+        random = np.random.default_rng(number)
+        label = np.zeros(y.shape, np.uint8)
+        for _ in range(6):
+            cy, cx, r = random.integers(0, size), random.integers(0, size), random.integers(5, 12)
+            label[(y - cy) ** 2 + (x - cx) ** 2 < r**2] = 1
+        image = random.integers(0, 90, (*y.shape, 3)) + 120 * label[..., None]
+        label[random.random(y.shape) < 0.05] = 255
+        Image.fromarray(image.astype(np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(label).save(folder / f"{number}_label.png")
+
+
+def job(folder: Path, **given: Any) -> dict[str, Any]:
+    if not (folder / "images").exists():
+        draw(folder / "images")
+    images = f"{folder}/images/{{name}}.png"
+    return {
+        "run": str(folder / "run"),
+        "network": {"architecture": "unet", "base": 4, "depth": 2, "norm": "none", "channels": 3, "classes": 2},
+        "data": {"train": [{"image": images, "label": images.replace(".png", "_label.png")}], "ignore": 255},
+        "normalise": {"scale": 1 / 255, "mean": 0.5, "std": 0.25},
+        "sampling": {"kind": "tiles", "core": 32},
+        "batch": 4,
+        "optimizer": {"name": "sgd", "lr": 0.1, "momentum": 0.9},
+        "steps": 6,
+        "workers": 0,
+        **given,
+    }
+
+
+def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *words], env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
+        capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+
+
+def weights(folder: str | Path) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in load_network(folder).module.parameters()])
+
+
+def test_what_was_trained_predicts(tmp_path: Path) -> None:
+    """The command as it is typed, the network folder that results, and inference with it."""
+    data = {**job(tmp_path)["data"], "validation": {"fraction": 0.3}}
+    asked = job(tmp_path, steps=40, data=data, optimizer={"name": "adam", "lr": 0.01})
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(asked))
+    done = command("pipeline.train", str(tmp_path / "job.yaml"))
+    assert done.returncode == 0, done.stderr
+    assert "run: 40 steps, mean IoU 0." in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, 41))
+    assert steps[-1]["loss"] < 0.5 * steps[0]["loss"] and all(line["pixels"] > 0 for line in steps)
+    scores = [line["validation"]["mean_iou"] for line in lines if "validation" in line]
+    card = json.loads((tmp_path / "run" / "network.json").read_text())
+    assert card["training"]["validation"]["mean_iou"] == max(scores) > 0.6
+    assert card["data"]["train"] + card["data"]["validation"] != [] and card["normalise"]["mean"] == 0.5
+    again = command("pipeline.train", str(tmp_path / "job.yaml"), "workers=1")
+    assert again.returncode == 0 and "finished already, nothing to do" in again.stdout
+    image, output = tmp_path / "images" / "0.png", tmp_path / "o.zarr"
+    done = command(
+        "pipeline.infer", str(image), "-o", str(output), "--network", str(tmp_path / "run"), "--workers", "1"
+    )
+    assert done.returncode == 0, done.stderr
+    label = np.asarray(Image.open(tmp_path / "images" / "0_label.png"))
+    found = np.asarray(pipeline.predict(str(image), tmp_path / "run", output, workers=1).array)
+    assert (found == label)[label != 255].mean() > 0.9
+
+
+def test_from_python_as_a_dict_and_gone_on_with_bit_for_bit(tmp_path: Path) -> None:
+    """A run that ended half way goes on as if it had not, momentum and order of the samples included."""
+    whole = pipeline.train(job(tmp_path, run=str(tmp_path / "whole"), checkpoint_every=2))
+    assert whole.path == str(tmp_path / "whole") and whole.metrics["step"] == 6 and whole.metrics["loss"] > 0
+    half = tmp_path / "half"
+    pipeline.train(job(tmp_path, run=str(half), checkpoint_every=2))
+    for name in ("network.json", "weights.safetensors", "checkpoints/00000006.pt"):
+        (half / name).unlink()
+    with (half / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    again = pipeline.train(job(tmp_path, run=str(half), checkpoint_every=3))
+    assert again.resumed == 4
+    assert torch.equal(weights(half), weights(whole.path))
+    losses = [[json.loads(line)["loss"] for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+              for run in (half, whole.path)]  # fmt: skip
+    assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_weights_are_stored_in_the_precision_of_training(tmp_path: Path, precision: str) -> None:
+    result = pipeline.train(job(tmp_path, precision=precision, steps=1))
+    assert weights(result.path).dtype == getattr(torch, precision)
+
+
+def test_another_job_under_the_same_name_is_refused_by_key(tmp_path: Path) -> None:
+    pipeline.train(job(tmp_path, steps=1))
+    for key, value, said in (
+        ("seed", 3, "seed=0, not 3"),
+        ("steps", 2, "steps=1, not 2"),
+        ("optimizer", {"name": "sgd", "lr": 0.2, "momentum": 0.9}, "optimizer.lr=0.1, not 0.2"),
+    ):
+        with pytest.raises(ValueError, match=rf"run .*run was begun with {said}: give another run"):
+            pipeline.train(job(tmp_path, **{"steps": 1, key: value}))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="there is something else already"):
+        pipeline.train(job(tmp_path, run=str(tmp_path / "other")))
+    assert os.listdir(tmp_path / "other") == ["thesis.txt"]
+
+
+def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    for given, said in (
+        ({"sampling": {"core": 30}}, "sampling.core=30 .* the nearest are 28 and 32"),
+        ({"class_weights": [1, 2, 3]}, "class_weights=.* tells 2 classes apart"),
+        ({"network": {"architecture": "unet", "norm": "group", "base": 4}}, "sampling.kind=tiles: .* not local"),
+        ({"run": "s3://bucket/run"}, "not a URL"),
+        ({"batch": "some"}, "batch"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pipeline.train(job(tmp_path, **given))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^step \d+: the loss is (nan|inf): lower optimizer.lr"):
+        pipeline.train(job(tmp_path, optimizer={"name": "sgd", "lr": 1e9}))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"sampling": {"kind": "whole"}, "batch": 1},
+        {"sampling": {"kind": "patches"}, "batch": 5},
+        {"batch": "image", "sampling": {"kind": "tiles", "core": 32, "loss_keep": 0.5}},
+        {"optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}, "class_weights": [1, 3], "clip": 0.5},
+        {"network": {"architecture": "fcn", "variant": 32, "widths": [2, 2, 2, 2, 2], "head": 4}},
+        {"network": {"architecture": "unet", "base": 4, "depth": 1, "norm": "batch", "classes": 1}},
+    ],
+)
+def test_kinds_optimisers_and_architectures_train(tmp_path: Path, given: dict[str, Any]) -> None:
+    result = pipeline.train(job(tmp_path, **{"steps": 3, **given}))
+    assert result.metrics["step"] == 3 and np.isfinite(result.metrics["loss"])
+
+
+def test_training_starts_from_the_weights_of_a_network_folder(tmp_path: Path) -> None:
+    first = pipeline.train(job(tmp_path))
+    asked = job(tmp_path, run=str(tmp_path / "second"), network=first.path, steps=1, optimizer={"lr": 1e-12})
+    del asked["normalise"]
+    assert torch.allclose(weights(pipeline.train(asked).path), weights(first.path), atol=1e-8)
+    with pytest.raises(ValueError, match="has its own normalisation"):
+        pipeline.train(job(tmp_path, run=str(tmp_path / "third"), network=first.path))
+
+
+def test_nothing_of_the_callers_torch_is_changed(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.set_num_threads(2)
+    pipeline.train(job(tmp_path, steps=1))
+    assert torch.get_num_threads() == 2 and torch.equal(torch.get_rng_state(), before)
+    torch.set_num_threads(threads)
