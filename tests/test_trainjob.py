@@ -95,7 +95,7 @@ def test_validation_may_be_a_list_like_train() -> None:
         ("sampling={kind: patches, loss_keep: 0.5}", "sampling.loss_keep=0.5: a patch has a single output"),
         ("sampling.keep=1", "unknown option 'sampling.keep'; did you mean 'loss_keep'?"),
         ("network.classes=0", "option network.classes=0: input should be greater than or equal to 1"),
-        ("batch=many", "option batch=many: give a number of samples, auto or image"),
+        ("batch=many", "option batch=many: give a number of samples, or image"),
         ("loss=l2", "option loss=l2: input should be 'cross_entropy'"),
         ("optimizer.rate=1", "unknown option 'optimizer.rate'; there are lr, momentum, name, weight_decay"),
         ("optimizer.lr=0", "option optimizer.lr=0: input should be greater than 0"),
