@@ -25,6 +25,9 @@ class Text(str):
         self.folder = folder
         return self
 
+    def __getnewargs__(self) -> tuple[str, str]:  # pickled, as part of what workers are given
+        return str(self), self.folder
+
 
 def submitted() -> bool:
     """Whether this process was started by `ray job submit`, and so runs on the head in an unpacked copy."""

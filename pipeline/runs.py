@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline import planning
 from pipeline.analysis import Analysis
@@ -15,17 +17,20 @@ from pipeline.config import options
 from pipeline.network.builtin import build
 from pipeline.network.loading import Network, choose_device, load_network
 from pipeline.network.normalise import check_normalisation
+from pipeline.reporting.report import write_report
 from pipeline.storage.image import open_image
 from pipeline.storage.location import is_url
 from pipeline.training.finding import find_pairs
 from pipeline.training.group import Group
-from pipeline.training.loop import Task, train
+from pipeline.training.loop import Schedule, Task, train
 from pipeline.training.loss import CrossEntropy
 from pipeline.training.pairs import Pair, scored
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.sampling import cut
 from pipeline.training.validation import Validation
 from pipeline.trainjob import NewNetwork, TrainJob
+
+log = logging.getLogger("pipeline")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ def train_job(job: TrainJob, look: Callable[[dict[str, Any]], None]) -> Trained:
     task = task_of(job)
     folder.begin(settings)
     state = folder.latest()
+    if state is not None and state["data"] != task.data:
+        raise ValueError(f"run {job.run} was begun with other images or labels than there are now: give another run")
     before = 0 if state is None else int(state["step"])
     shown = [0]
 
@@ -70,6 +77,7 @@ def train_job(job: TrainJob, look: Callable[[dict[str, Any]], None]) -> Trained:
         _train_here(task, report)
     else:
         _train_on_ray(task, job.workers, report)
+    write_report(folder.path, load_network(job.run).module, task.validation)
     return _trained(folder, before)
 
 
@@ -80,6 +88,9 @@ def task_of(job: TrainJob) -> Task:
     analysis = Analysis(network, asked)  # in this mode, a network that is not local is no error yet
     core = (job.sampling.core,) * 2 if isinstance(job.sampling.core, int) else job.sampling.core
     cut(analysis.field.alignment, analysis.field, job.sampling.kind, core)
+    if not job.freeze_norm and any(isinstance(part, _BatchNorm) for part in network.module.modules()):
+        log.warning("batch norm sees each sample's own statistics, so a step is not the whole images': "
+                    "norm: none, or freeze_norm: true, is")  # fmt: skip
     weights = job.class_weights
     if weights is not None and len(weights) != (named := scored(analysis.classes)):
         raise ValueError(f"class_weights={list(weights)}: the network tells {named} classes apart, give one for each")
@@ -120,6 +131,8 @@ def task_of(job: TrainJob) -> Task:
         seed=job.seed,
         freeze_norm=job.freeze_norm,
         clip=job.clip,
+        ema=job.ema,
+        schedule=Schedule() if job.schedule is None else Schedule(job.schedule.name, job.schedule.warmup),
         checkpoint_every=job.checkpoint_every,
     )
 

@@ -115,6 +115,13 @@ class Optimizer(Settings):
         return momentum
 
 
+class Schedule(Settings):
+    name: Literal["poly", "cosine"] | None = None
+    """How the learning rate falls to 0 over the run; None: not at all."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps over which it rises first."""
+
+
 class Normalise(Settings):
     """(value * scale - mean) / std: the new network's first step, and in its card; one number or one a channel."""
 
@@ -141,6 +148,9 @@ class TrainJob(Settings):
     ) = None
     """How much an output of each class counts; the loss is divided by what all count for together."""
     optimizer: Optimizer = Optimizer(momentum=0.9)
+    schedule: Schedule | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The network that results, and is validated, is the running mean of the weights, which keeps this much a step."""
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Norm to which a longer gradient, of all parameters together, is shortened."""
     freeze_norm: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.analysis import Analysis
 from pipeline.config import InferJob, options
-from pipeline.jobfile import DataPath, load_job
+from pipeline.jobfile import DataPath, Text, load_job
 from pipeline.network.loading import load_network
 
 ROOT = Path(__file__).parents[1]
@@ -197,3 +198,8 @@ def test_a_job_file_says_all_that_it_can_hold() -> None:
     text = (ROOT / "jobs" / "infer.yaml").read_text()
     assert set(yaml.safe_load(text)) <= set(InferJob.model_fields)
     assert "# image:" in text and "# output:" in text
+
+
+def test_text_of_a_job_can_be_pickled() -> None:
+    text = pickle.loads(pickle.dumps(Text("a", "/folder")))
+    assert text == "a" and text.folder == "/folder"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Any, Literal
 
 import torch
@@ -36,6 +37,27 @@ STACK = 64
 """Patches of one shape that go through the network together."""
 
 State = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over a run, as a factor: it rises for `warmup` steps, then stays or falls to 0 at the end.
+
+    poly: (1 - t) ** 0.9 (Chen et al. 2017, doi:10.1109/TPAMI.2017.2699184); cosine: half a turn (Loshchilov & Hutter
+    2017, arXiv:1608.03983).
+    """
+
+    name: Literal["poly", "cosine"] | None = None
+    warmup: int = 0
+
+    def factor(self, step: int, steps: int) -> float:
+        """For step 1 to `steps`; of the first step after the warm-up it is 1."""
+        if step <= self.warmup:
+            return step / (self.warmup + 1)
+        t = (step - 1 - self.warmup) / max(1, steps - self.warmup)
+        if self.name == "poly":
+            return math.pow(1 - t, 0.9)
+        return 1.0 if self.name is None else (1 + math.cos(math.pi * t)) / 2
 
 
 @dataclass(frozen=True)
@@ -68,39 +90,39 @@ class Task:
     seed: int
     freeze_norm: bool = False
     clip: float | None = None
+    ema: float | None = None
+    schedule: Schedule = Schedule()
     checkpoint_every: int | None = None
+
+    @property
+    def data(self) -> str:
+        """A hash of what is trained on: names, sizes and the labels' counts."""
+        told = [(pair.name, pair.size, pair.region, pair.counts) for pair in self.pairs]
+        return blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
     def sampler(self) -> Sampler:
         cores = [cut(pair.size, self.field, self.kind, self.core, pair.region) for pair in self.pairs]
         return Sampler(cores, self.batch, keep=self.keep, seed=self.seed)
 
     def reader(self) -> Reader:
-        how = {"channels": self.channels, "classes": self.classes, "ignore": self.ignore, "binary": self.binary}
-        return Reader(self.pairs, **how)  # type: ignore[arg-type]
+        return Reader(self.pairs, self.channels, self.classes, self.ignore, self.binary)
 
 
 def train(task: Task, group: Group, look: Callable[[], None] = lambda: None) -> None:
     """Trains from the last checkpoint on to the last step, and writes the network folder; every worker runs this.
 
-    `look` is called after every step.
-
-    Raises ValueError, on all workers, for what the user can mend.
+    `look` is called after every step. Raises ValueError, on all workers, for what the user can mend.
     """
     torch.set_num_threads(1)
     folder, first = RunFolder(task.folder), group.rank == 0
     with folder.held() if first else nullcontext():
         state = group.share((folder.latest() or begin(task)) if first else None)
         module = network(task, state["module"], group.device)
+        average = None if task.ema is None else network(task, state["average"] or state["module"], group.device)
         optimizer = optimizer_of(module, task.optimizer)
         if state["optimizer"] is not None:
             optimizer.load_state_dict(state["optimizer"])
-        sampler = task.sampler()
-        reader = Reader(
-            task.pairs, channels=task.channels, classes=task.classes, ignore=task.ignore, binary=task.binary
-        )
-        statistics = Statistics(module)
-        kept = sampler.kept if task.keep < 1 else None
-        together = STACK if task.kind == "patches" and not statistics.norms else 1
+        sampler, reader, statistics = task.sampler(), task.reader(), Statistics(module)
         validation = None if task.validation is None else replace(task.validation, device=group.device)
         best: State | None = state["best"]
         if first:
@@ -109,33 +131,53 @@ def train(task: Task, group: Group, look: Callable[[], None] = lambda: None) -> 
 
         for step in range(state["step"] + 1, task.steps + 1):
             began = time.monotonic()
-            reads = reader.reads(sampler.step(step - 1)[group.rank :: group.world])
-            optimizer.zero_grad()
-            statistics.begin()
-            try:
-                sums = accumulate(module, reads, task.loss, kept=kept, keep=task.keep, together=together)
-            except ValueError as error:  # a file that cannot be read, a label that is none: no other try would help
-                sums = Sums(problem=str(error))
-            sums = reduce(module, sums, group.add)
-            statistics.end(group.add)
-            check(sums, step, group)
+            rate = task.optimizer["lr"] * task.schedule.factor(step, task.steps)
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = rate
+            sums = gradient(task, module, sampler, reader, statistics, step, group)
             if task.clip is not None:
                 nn.utils.clip_grad_norm_(module.parameters(), task.clip)
             if sums.weight > 0:  # a step without a label moves nothing, momentum included
                 optimizer.step()
+            if average is not None and task.ema is not None:
+                follow(average, module, task.ema)
             if first:
                 mean = sums.loss / sums.weight if sums.weight else None
-                rate = optimizer.param_groups[0]["lr"]
                 spent = round(time.monotonic() - began, 4)
                 folder.log(step=step, loss=mean, lr=rate, seconds=spent, pixels=sums.pixels)
             if validation is not None and (step % validate_every(task, sampler) == 0 or step == task.steps):
-                best = validate(validation, module, best, step, folder, group)
+                best = validate(validation, average or module, best, step, folder, group)
             if first and (step == task.steps or is_due(task, step, saved)):
-                folder.save(state_of(step, module, optimizer, best))
+                folder.save(state_of(task, step, module, average, optimizer, best))
                 saved = time.monotonic()
             look()
         if first:
-            finish(task, folder, module, best)
+            finish(task, folder, average or module, best)
+
+
+def gradient(
+    task: Task, module: nn.Module, sampler: Sampler, reader: Reader, statistics: Statistics, step: int, group: Group
+) -> Sums:
+    """Puts the gradient of the step's batch into the parameters, the same on all workers.
+
+    Raises ValueError, on all workers, where one met a problem or the loss is no number any more.
+    """
+    module.zero_grad()
+    statistics.begin()
+    reads = reader.reads(sampler.step(step - 1)[group.rank :: group.world])
+    kept = sampler.kept if task.keep < 1 else None
+    together = STACK if task.kind == "patches" and not statistics.norms else 1
+    try:
+        sums = accumulate(module, reads, task.loss, kept=kept, keep=task.keep, together=together)
+    except ValueError as error:  # a file that cannot be read, a label that is none: no other try would help
+        sums = Sums(problem=str(error))
+    sums = reduce(module, sums, group.add)
+    statistics.end(group.add)
+    if sums.failed:
+        raise ValueError(next(problem for problem in group.gather(sums.problem) if problem))
+    if not math.isfinite(sums.loss):
+        raise ValueError(f"step {step}: the loss is {sums.loss}: lower optimizer.lr, or look at normalise")
+    return sums
 
 
 def begin(task: Task) -> State:
@@ -146,7 +188,8 @@ def begin(task: Task) -> State:
             module = build(task.architecture, task.arguments)
     else:
         module = load_network(task.start).module
-    return {"step": 0, "module": module.state_dict(), "optimizer": None, "best": None}
+    state = {"step": 0, "module": module.state_dict(), "average": None, "optimizer": None, "best": None}
+    return {**state, "data": task.data}
 
 
 def network(task: Task, weights: Mapping[str, Any], device: str) -> nn.Module:
@@ -169,12 +212,11 @@ def optimizer_of(module: nn.Module, settings: Mapping[str, Any]) -> torch.optim.
     return kind(parameters, **given)
 
 
-def check(sums: Sums, step: int, group: Group) -> None:
-    """Raises ValueError, on all workers, where one of them met a problem or the loss is no number any more."""
-    if sums.failed:
-        raise ValueError(next(problem for problem in group.gather(sums.problem) if problem))
-    if not math.isfinite(sums.loss):
-        raise ValueError(f"step {step}: the loss is {sums.loss}: lower optimizer.lr, or look at normalise")
+def follow(average: nn.Module, module: nn.Module, keep: float) -> None:
+    """Moves the running mean of the weights towards the module's; counters are copied."""
+    with torch.no_grad():
+        for mean, value in zip(average.state_dict().values(), module.state_dict().values(), strict=True):
+            mean.copy_(torch.lerp(value, mean, keep) if mean.is_floating_point() else value)
 
 
 def validate_every(task: Task, sampler: Sampler) -> int:
@@ -203,8 +245,22 @@ def validate(
     return best
 
 
-def state_of(step: int, module: nn.Module, optimizer: torch.optim.Optimizer, best: State | None) -> State:
-    return {"step": step, "module": module.state_dict(), "optimizer": optimizer.state_dict(), "best": best}
+def state_of(
+    task: Task,
+    step: int,
+    module: nn.Module,
+    average: nn.Module | None,
+    optimizer: torch.optim.Optimizer,
+    best: State | None,
+) -> State:
+    return {
+        "step": step,
+        "module": module.state_dict(),
+        "average": None if average is None else average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "best": best,
+        "data": task.data,
+    }
 
 
 def finish(task: Task, folder: RunFolder, module: nn.Module, best: State | None) -> None:

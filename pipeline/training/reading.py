@@ -20,7 +20,7 @@ CACHE_BYTES = 16_000_000
 class Reader:
     """Reads samples of pairs, which it opens when they are first needed."""
 
-    def __init__(self, pairs: Sequence[Pair], *, channels: int, classes: int, ignore: int | None, binary: bool):
+    def __init__(self, pairs: Sequence[Pair], channels: int, classes: int, ignore: int | None, binary: bool) -> None:
         @lru_cache(OPEN)
         def opened(number: int) -> tuple[Image, Labels]:
             pair = pairs[number]

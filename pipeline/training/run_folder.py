@@ -53,7 +53,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else writes here meanwhile; the lock goes with the process. Raises ValueError where it stays held."""
+        """Nobody else writes here meanwhile; the lock goes with the process. Raises TimeoutError if it stays."""
         with (self.path / CHECKPOINTS / "lock").open("w") as file:
             end = time.monotonic() + PATIENCE
             while True:
@@ -62,7 +62,7 @@ class RunFolder:
                     break
                 except BlockingIOError:
                     if time.monotonic() > end:
-                        raise ValueError(f"run {self.path} is being trained by another process") from None
+                        raise TimeoutError(f"run {self.path} is being trained by another process") from None
                     time.sleep(0.2)
             yield
 

@@ -16,7 +16,11 @@ import yaml
 from PIL import Image
 
 import pipeline
+from pipeline.jobfile import validated
 from pipeline.network.loading import load_network
+from pipeline.runs import task_of
+from pipeline.training.loop import Schedule, begin
+from pipeline.trainjob import TrainJob
 
 ROOT = Path(__file__).parents[2]
 
@@ -82,6 +86,7 @@ def test_what_was_trained_predicts(tmp_path: Path) -> None:
     card = json.loads((tmp_path / "run" / "network.json").read_text())
     assert card["training"]["validation"]["mean_iou"] == max(scores) > 0.6
     assert card["data"]["train"] + card["data"]["validation"] != [] and card["normalise"]["mean"] == 0.5
+    assert "mean IoU" in (tmp_path / "run" / "report.html").read_text()
     again = command("pipeline.train", str(tmp_path / "job.yaml"), "workers=1")
     assert again.returncode == 0 and "finished already, nothing to do" in again.stdout
     image, output = tmp_path / "images" / "0.png", tmp_path / "o.zarr"
@@ -134,6 +139,15 @@ def test_another_job_under_the_same_name_is_refused_by_key(tmp_path: Path) -> No
     assert os.listdir(tmp_path / "other") == ["thesis.txt"]
 
 
+def test_other_data_under_the_same_job_are_refused(tmp_path: Path) -> None:
+    pipeline.train(job(tmp_path, steps=2, checkpoint_every=1))
+    for name in ("network.json", "checkpoints/00000002.pt"):
+        (tmp_path / "run" / name).unlink()
+    draw(tmp_path / "images", count=4)
+    with pytest.raises(ValueError, match="was begun with other images or labels than there are now"):
+        pipeline.train(job(tmp_path, steps=2, checkpoint_every=1))
+
+
 def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
     for given, said in (
         ({"sampling": {"core": 30}}, "sampling.core=30 .* the nearest are 28 and 32"),
@@ -159,6 +173,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
         {"sampling": {"kind": "patches"}, "batch": 5},
         {"batch": "image", "sampling": {"kind": "tiles", "core": 32, "loss_keep": 0.5}},
         {"optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.1}, "class_weights": [1, 3], "clip": 0.5},
+        {"ema": 0.5, "schedule": {"name": "cosine", "warmup": 1}},
         {"network": {"architecture": "fcn", "variant": 32, "widths": [2, 2, 2, 2, 2], "head": 4}},
         {"network": {"architecture": "unet", "base": 4, "depth": 1, "norm": "batch", "classes": 1}},
     ],
@@ -175,6 +190,44 @@ def test_training_starts_from_the_weights_of_a_network_folder(tmp_path: Path) ->
     assert torch.allclose(weights(pipeline.train(asked).path), weights(first.path), atol=1e-8)
     with pytest.raises(ValueError, match="has its own normalisation"):
         pipeline.train(job(tmp_path, run=str(tmp_path / "third"), network=first.path))
+
+
+def test_the_learning_rate_over_a_run(tmp_path: Path) -> None:
+    assert [Schedule(None, 3).factor(step, 8) for step in range(1, 6)] == [0.25, 0.5, 0.75, 1, 1]
+    cosine = [Schedule("cosine").factor(step, 4) for step in range(1, 5)]
+    assert np.allclose(cosine, [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
+    assert np.allclose([Schedule("poly", 2).factor(step, 4) for step in range(1, 5)], [1 / 3, 2 / 3, 1, 0.5**0.9])
+    pipeline.train(job(tmp_path, steps=4, schedule={"name": "cosine"}))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert np.allclose([line["lr"] for line in lines], np.multiply(cosine, 0.1))
+
+
+def test_the_mean_of_the_weights_is_what_results_and_goes_on(tmp_path: Path) -> None:
+    """Against the weights after each step, of runs that ended there."""
+    each = [weights(pipeline.train(job(tmp_path, run=str(tmp_path / f"{n}"), steps=n)).path) for n in (1, 2)]
+    start = torch.cat([p.flatten() for p in begin(task_of(validated(TrainJob, job(tmp_path))))["module"].values()])
+    run = pipeline.train(job(tmp_path, steps=2, ema=0.75, checkpoint_every=1)).path
+    expected = 0.75 * (0.75 * start + 0.25 * each[0]) + 0.25 * each[1]
+    assert torch.allclose(weights(run), expected, atol=1e-6)
+    for name in ("network.json", "checkpoints/00000002.pt"):
+        (Path(run) / name).unlink()
+    assert torch.allclose(weights(pipeline.train(job(tmp_path, steps=2, ema=0.75)).path), expected, atol=1e-6)
+
+
+def test_a_clipped_gradient_has_that_norm(tmp_path: Path) -> None:
+    plain = {"name": "sgd", "lr": 1.0}
+    run = pipeline.train(job(tmp_path, steps=1, clip=0.01, optimizer=plain)).path
+    start = torch.cat([p.flatten() for p in begin(task_of(validated(TrainJob, job(tmp_path))))["module"].values()])
+    assert abs(float((weights(run) - start).norm()) - 0.01) < 1e-4
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_another_one_moves_them(tmp_path: Path) -> None:
+    network = {"architecture": "unet", "base": 4, "depth": 1, "norm": "batch", "classes": 2}
+    for frozen in (True, False):
+        run = pipeline.train(job(tmp_path, run=f"{tmp_path}/{frozen}", steps=2, network=network, freeze_norm=frozen))
+        state = load_network(run.path).module.state_dict()
+        means = [value for key, value in state.items() if key.endswith("running_mean")]
+        assert len(means) == 6 and all(bool(mean.any()) != frozen for mean in means)
 
 
 def test_nothing_of_the_callers_torch_is_changed(tmp_path: Path) -> None:
