@@ -25,8 +25,8 @@ class Text(str):
         self.folder = folder
         return self
 
-    def __getnewargs__(self) -> tuple[str, str]:  # pickled, as part of what workers are given
-        return str(self), self.folder
+    def __reduce__(self) -> tuple[Any, ...]:  # pickled, as part of what workers are given
+        return Text, (str(self), self.folder)
 
 
 def submitted() -> bool:
