@@ -35,6 +35,24 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
 
 
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("jobs/train*.yaml")), ids=lambda path: path.name)
+def test_the_job_files_here_are_valid(file: Path) -> None:
+    load_job(TrainJob, file, ["run=/r", "data.train=[{image: /a.tif, label: /b.tif}]"])
+
+
+def test_a_job_file_says_all_defaults() -> None:
+    """What the file that a newcomer opens gives, or has in a comment, is what stands for it where it is not given."""
+    file = ROOT / "jobs" / "train.yaml"
+    job = load_job(TrainJob, file, ["run=/r", "data.train=[{image: /a.tif, label: /b.tif}]"])
+    least = validated(TrainJob, LEAST)
+    names = {"network": NewNetwork(**{"base": 16, "depth": 4, "norm": "batch"})}
+    assert job == least.model_copy(update=names)
+    assert "# run:" in file.read_text() and "# data:" in file.read_text()
+
+
 def written(folder: Path, text: str) -> Path:
     (folder / "job.yaml").write_text(text)
     return folder / "job.yaml"
