@@ -125,10 +125,6 @@ class Sampler:
             return [sample for place in places for sample in self._all_of(place)]
         return [self._one(place) for place in places]
 
-    def epoch(self, steps: int) -> int:
-        """Epochs that are complete after so many steps."""
-        return steps * self.batch // len(self)
-
     def kept(self, sample: Sample) -> np.ndarray:
         """Which outputs (h, w) of the sample's core keep their loss."""
         random = np.random.default_rng((self.seed, sample.number))

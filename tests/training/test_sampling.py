@@ -66,8 +66,6 @@ def test_an_epoch_holds_every_core_of_every_image_once_whatever_the_batch() -> N
     for batch in (3, 2 * total + 1):
         assert where(Sampler(cores, batch, seed=5), range(4))[: 2 * total] == one[: 4 * batch]
     assert where(Sampler(cores, 1, seed=6), range(total)) != one[:total]
-    sampler = Sampler(cores, 4, seed=5)
-    assert sampler.epoch(total // 4) == 0 and sampler.epoch(total // 4 + 1) == 1
 
 
 def test_a_step_of_one_image_holds_all_its_cores() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +61,14 @@ def job(folder: Path, **given: Any) -> dict[str, Any]:
     }
 
 
-def command(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *words], env=os.environ | {"PYTHONPATH": str(ROOT)} | variables,
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+        [sys.executable, *words],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
 
 
 def weights(folder: str | Path) -> torch.Tensor:
@@ -75,7 +80,7 @@ def test_what_was_trained_predicts(tmp_path: Path) -> None:
     data = {**job(tmp_path)["data"], "validation": {"fraction": 0.3}}
     asked = job(tmp_path, steps=40, data=data, optimizer={"name": "adam", "lr": 0.01})
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(asked))
-    done = command("pipeline.train", str(tmp_path / "job.yaml"))
+    done = command("-m", "pipeline.train", str(tmp_path / "job.yaml"))
     assert done.returncode == 0, done.stderr
     assert "run: 40 steps, mean IoU 0." in done.stdout
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -87,7 +92,7 @@ def test_what_was_trained_predicts(tmp_path: Path) -> None:
     assert card["training"]["validation"]["mean_iou"] == max(scores) > 0.6
     assert card["data"]["train"] + card["data"]["validation"] != [] and card["normalise"]["mean"] == 0.5
     assert "mean IoU" in (tmp_path / "run" / "report.html").read_text()
-    again = command("pipeline.train", str(tmp_path / "job.yaml"), "workers=1")
+    again = command(str(ROOT / "jobs" / "train.py"), str(tmp_path / "job.yaml"), "workers=1")
     assert again.returncode == 0 and "finished already, nothing to do" in again.stdout
     image, output = tmp_path / "images" / "0.png", tmp_path / "o.zarr"
     done = command(
@@ -115,6 +120,22 @@ def test_from_python_as_a_dict_and_gone_on_with_bit_for_bit(tmp_path: Path) -> N
     losses = [[json.loads(line)["loss"] for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
               for run in (half, whole.path)]  # fmt: skip
     assert losses[0] == losses[1] and len(losses[0]) == 6
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_it_says_that_the_same_command_continues(tmp_path: Path, number: int, status: int) -> None:
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job(tmp_path, steps=10**6)))
+    words = [sys.executable, "-m", "pipeline.train", str(tmp_path / "job.yaml")]
+    # started in the background, a process is born deaf to SIGINT
+    process = subprocess.Popen(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))  # fmt: skip
+    log, end = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 200
+    while not log.exists() or log.read_text().count("\n") < 3:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == status and said.rstrip().endswith("the same command continues")
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
