@@ -96,7 +96,7 @@ def test_what_was_trained_predicts(tmp_path: Path) -> None:
     assert again.returncode == 0 and "finished already, nothing to do" in again.stdout
     image, output = tmp_path / "images" / "0.png", tmp_path / "o.zarr"
     done = command(
-        "pipeline.infer", str(image), "-o", str(output), "--network", str(tmp_path / "run"), "--workers", "1"
+        "-m", "pipeline.infer", str(image), "-o", str(output), "--network", str(tmp_path / "run"), "--workers", "1"
     )
     assert done.returncode == 0, done.stderr
     label = np.asarray(Image.open(tmp_path / "images" / "0_label.png"))
