@@ -23,7 +23,7 @@ from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, Run, default_workers, drive
 from pipeline.runs import Trained, train_job
 from pipeline.storage.image import Image, open_image
-from pipeline.storage.location import Location, is_url, local_path, location_of
+from pipeline.storage.location import Location, is_url, local_path, location_of, name_of
 from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
 from pipeline.storage.remote import matching
 from pipeline.tiling.geometry import ReceptiveField
@@ -246,7 +246,7 @@ def _begin_all(images: list[Any], folder: str, analysis: Analysis, asked: Option
     within.make()
     runs, lost, taken = [], [], set[str]()
     for number, image in enumerate(images):
-        name = Path(image).name.split(".")[0] if isinstance(image, str | os.PathLike) else f"image-{number}"
+        name = name_of(image) if isinstance(image, str | os.PathLike) else f"image-{number}"
         while name in taken:
             name += f"-{number}"
         taken.add(name)
@@ -282,6 +282,12 @@ def _work(
         torch.set_num_threads(threads)
         for run in runs:
             run.close()
+
+
+def default_output(image: str) -> str:
+    """big.zarr in the working directory; big.result.zarr where the image is big.zarr."""
+    name = name_of(os.path.abspath(image))
+    return f"{name}.result.zarr" if Path(image).name.endswith(".zarr") else f"{name}.zarr"
 
 
 def expand(patterns: Sequence[str]) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from argparse import ArgumentTypeError
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from pipeline.commands import Parser, predict, run
@@ -73,14 +71,8 @@ def main() -> int:
     if len(images) > 1 and output is None:
         raise ValueError(f"{len(images)} images need a folder for their outputs: -o FOLDER")
     folder = len(images) > 1 or ((output or "").endswith("/") and not (output or "").endswith(".zarr/"))
-    target = default_output(images[0]) if output is None else output
+    target = api.default_output(images[0]) if output is None else output
     return predict(images, target, net, folder=folder, verify=verify, given=given)
-
-
-def default_output(image: str) -> str:
-    """big.zarr in the working directory; big.result.zarr where the image is big.zarr."""
-    stem = Path(os.path.abspath(image)).name.split(".")[0]
-    return f"{stem}.result.zarr" if Path(image).name.endswith(".zarr") else f"{stem}.zarr"
 
 
 def describe(image: str, net: Any, given: dict[str, Any]) -> str:

@@ -69,9 +69,10 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
         output = open_output(job.outputs[number])
         plan = Plan.from_json(output.attributes["plan"])
         image = open_image(job.images[number])
-        known = None if job.network is None else job.network.channels
-        channels = known or len(plan.image["channels"])
-        bands = program(plan.precision, channels, plan.folded) if plan.band else None
+        bands = None
+        if job.network is not None and plan.band:
+            channels = job.network.channels or len(plan.image["channels"])
+            bands = program(plan.precision, channels, plan.folded)
         return Worker(output, Model(image, plan, module(plan.precision), job.device, bands))
 
     def run(item: Item) -> list[list[Record]]:

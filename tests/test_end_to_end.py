@@ -247,3 +247,14 @@ def test_an_output_names_its_network_by_path(big: Path, tmp_path: Path) -> None:
 def test_an_option_that_does_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown option 'dry_run'"):
         pipeline.predict(np.zeros((3, 9, 9), np.uint8), output=tmp_path / "o.zarr", dry_run=True)
+
+
+def test_outputs_are_called_as_their_images_are(tmp_path: Path) -> None:
+    """Only what tells the format goes: dots within a name tell images apart."""
+    for name in ("scan.v1.tif", "scan.v2.ome.tif"):
+        tifffile.imwrite(tmp_path / name, np.zeros((40, 40, 3), np.uint8), photometric="rgb")
+    images = [tmp_path / "scan.v1.tif", tmp_path / "scan.v2.ome.tif"]
+    pipeline.predict(images, "unet-tiny", tmp_path / "many", workers=1)
+    assert sorted(path.name for path in (tmp_path / "many").glob("*.zarr")) == ["scan.v1.zarr", "scan.v2.zarr"]
+    one = command("scan.v2.ome.tif", "--network", "unet-tiny", "--workers", "1", cwd=tmp_path)
+    assert one.returncode == 0 and (tmp_path / "scan.v2.zarr").is_dir() and (tmp_path / "scan.v2.preview.png").is_file()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -16,6 +16,11 @@ from pipeline.storage.disk import PARTIAL, OutputError, partials, remove, replac
 BLOCK = 1 << 20
 Lengths = Callable[[str], int | None]
 """Length in bytes of what is under a key; None where there is nothing."""
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """What a file or folder is called without what tells its format: "scan.v2" for scan.v2.tif and scan.v2.ome.zarr."""
+    return PurePath(path).stem.removesuffix(".ome")
 
 
 class Location(Protocol):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipeline.storage.cloud import StoreError
 from pipeline.storage.disk import OutputError
-from pipeline.storage.location import Lengths, Location, location_of
+from pipeline.storage.location import Lengths, Location, location_of, name_of
 from pipeline.storage.ome import RGB, Description
 from pipeline.storage.shards import codecs, encode, length_and_checksum
 from pipeline.tiling.geometry import Interval
@@ -180,7 +180,7 @@ def create(
     ours = {**attributes, "layout": layout.to_json(), "fill": fill}
     output = Output(target, ours)
     description = Description(
-        name=target.name.split(".")[0] if name is None else name,
+        name=name_of(target.name) if name is None else name,
         scale=None if scale is None else tuple(scale),
         translation=None if translation is None else tuple(translation),
         unit=unit,

@@ -14,6 +14,7 @@ import tifffile
 
 from pipeline.storage import streams, tiff_legacy
 from pipeline.storage.arrays import release
+from pipeline.storage.location import name_of
 from pipeline.storage.remote import RemoteFile, read_at
 from pipeline.storage.source import ImageReadError, Index, Metadata, Source, native, one_line
 from pipeline.storage.tiff_layout import PageLayout
@@ -60,7 +61,7 @@ def _open(file: tifffile.TiffFile, path: Path | RemoteFile, axes: str | None, le
         )
     layout = PageLayout.of(series, axes, time, str(path))
     metadata = describe(file, finest, series)
-    metadata.name = metadata.name or str(path).rpartition("/")[2].split(".")[0]
+    metadata.name = metadata.name or name_of(str(path))
     metadata.notes = notes + layout.arrangement.notes
     metadata.levels = tuple(_shape(s, axes, time, str(path)) for s in finest.levels)
     metadata.axes, metadata.volumetric = layout.arrangement.axes, layout.arrangement.shape4[1] > 1
