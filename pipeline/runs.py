@@ -20,6 +20,7 @@ from pipeline.network.normalise import check_normalisation
 from pipeline.reporting.report import write_report
 from pipeline.storage.image import open_image
 from pipeline.storage.location import is_url
+from pipeline.training.augmentation import Augmentation
 from pipeline.training.finding import find_pairs
 from pipeline.training.group import Group
 from pipeline.training.loop import Schedule, Task, train
@@ -87,14 +88,16 @@ def task_of(job: TrainJob) -> Task:
     asked = options(precision=job.precision, device="cpu", mode="blend")
     analysis = Analysis(network, asked)  # in this mode, a network that is not local is no error yet
     core = (job.sampling.core,) * 2 if isinstance(job.sampling.core, int) else job.sampling.core
-    cut(analysis.field.alignment, analysis.field, job.sampling.kind, core)
+    augment = None if job.augment is None else Augmentation(**job.augment.model_dump(), seed=job.seed)
+    field = analysis.field if augment is None else augment.field(analysis.field)
+    cut(field.alignment, field, job.sampling.kind, core)
     if not job.freeze_norm and any(isinstance(part, _BatchNorm) for part in network.module.modules()):
         log.warning("batch norm sees each sample's own statistics, so a step is not the whole images': "
                     "norm: none, or freeze_norm: true, is")  # fmt: skip
     weights = job.class_weights
     if weights is not None and len(weights) != (named := scored(analysis.classes)):
         raise ValueError(f"class_weights={list(weights)}: the network tells {named} classes apart, give one for each")
-    split = find_pairs(**job.data.arguments(), field=analysis.field, channels=analysis.channels,
+    split = find_pairs(**job.data.arguments(), field=field, channels=analysis.channels,
                        classes=analysis.classes, seed=job.seed)  # fmt: skip
     validation = None
     if split.validation:
@@ -113,7 +116,8 @@ def task_of(job: TrainJob) -> Task:
         normalise=network.card.get("normalise") or {},
         start=None if isinstance(job.network, NewNetwork) else job.network,
         card=card_of(job, split.train, split.validation),
-        field=analysis.field,
+        field=field,
+        augment=augment,
         pairs=split.train,
         validation=validation,
         channels=analysis.channels,

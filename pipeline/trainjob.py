@@ -130,6 +130,16 @@ class Normalise(Settings):
     std: PerChannel = None
 
 
+class Augment(Settings):
+    """Views of each sample, drawn by the seed and its number; see `pipeline.training.augmentation`."""
+
+    flip: bool = False
+    rotate: bool = False
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
 class TrainJob(Settings):
     """A job of `pipeline.train` and `jobs/train.py`."""
 
@@ -140,6 +150,7 @@ class TrainJob(Settings):
     data: Data
     normalise: Normalise | None = None
     sampling: Sampling = Sampling()
+    augment: Augment | None = None
     batch: Count | Literal["image"] = 8
     """Samples a step over all workers, before the enlargement by 1 / loss_keep; image: every tile of one image."""
     loss: Literal["cross_entropy"] = "cross_entropy"

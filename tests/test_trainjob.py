@@ -123,6 +123,9 @@ def test_validation_may_be_a_list_like_train() -> None:
         ("precision=half", "option precision=half: input should be 'float32' or 'float64'"),
         ("seed=x", "option seed=x: input should be a valid integer"),
         ("normalise={std: wide}", "option normalise.std=wide: input should be"),
+        ("augment={rotate: 90}", "option augment.rotate=90: input should be a valid boolean"),
+        ("augment.brightness=2", "option augment.brightness=2: input should be less than 1"),
+        ("augment.mirror=true", "unknown option 'augment.mirror'; there are brightness, contrast, flip, noise, rotate"),
         ("stepps=1", "unknown option 'stepps'; did you mean 'steps'?"),
     ],
 )

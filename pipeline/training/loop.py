@@ -18,6 +18,7 @@ from pipeline.network.builtin import build
 from pipeline.network.folder import save_network
 from pipeline.network.loading import load_network
 from pipeline.tiling.geometry import ReceptiveField
+from pipeline.training.augmentation import Augmentation
 from pipeline.training.gradient import Sums, accumulate, reduce
 from pipeline.training.group import Group
 from pipeline.training.loss import CrossEntropy
@@ -73,6 +74,7 @@ class Task:
     card: Mapping[str, Any]
     """What the resulting network's card says beside that."""
     field: ReceptiveField
+    """By which reads are cut: the network's, or a wider one where samples are turned."""
     pairs: Sequence[Pair]
     validation: Validation | None
     channels: int
@@ -92,6 +94,7 @@ class Task:
     clip: float | None = None
     ema: float | None = None
     schedule: Schedule = Schedule()
+    augment: Augmentation | None = None
     checkpoint_every: int | None = None
 
     @property
@@ -165,6 +168,8 @@ def gradient(
     module.zero_grad()
     statistics.begin()
     reads = reader.reads(sampler.step(step - 1)[group.rank :: group.world])
+    if task.augment is not None:
+        reads = task.augment.views(reads, task.field)
     kept = sampler.kept if task.keep < 1 else None
     together = STACK if task.kind == "patches" and not statistics.norms else 1
     try:

@@ -64,12 +64,18 @@ def cut(
 ) -> Cores:
     """The cores of an image of `size` whose outputs within `region` (all: None) carry loss.
 
-    `whole`: one core, all outputs; `tiles`: `core` input pixels each; `patches`: a single output each, whose read is
-    its receptive field, aligned and clipped at the image's edge as every read.
+    `whole`: one core, all outputs, read from the whole image, or where something is held out of it, from what they
+    need; `tiles`: `core` input pixels each; `patches`: a single output each, whose read is its receptive field, aligned
+    and clipped at the image's edge as every read.
     Raises ValueError for a core that is no multiple of the field's alignment, and for tiles of what is not local.
     """
     a = field.alignment
     everything = Region.of(0, field.output_shape(*size)[0], 0, field.output_shape(*size)[1])
+    if kind == "whole" and region not in (None, everything):
+        if not field.is_local:
+            raise ValueError("data.validation.by=region: the network is not local, so it would see what is held out")
+        step = (max(1, everything.y.stop), max(1, everything.x.stop))
+        return Cores(Grid.build(size, field.extended(*size), field), step, region)
     if kind == "whole":
         rows, columns = field.extended(*size)
         grid = Grid.build(size, (rows, columns), replace(field, halo=((rows, rows), (columns, columns))))

@@ -34,7 +34,7 @@ def test_orders_are_of_their_own_and_any_number_is_about_as_likely_anywhere() ->
 @given(st.tuples(st.integers(1, 60), st.integers(1, 60)), st.sampled_from(["tiles", "whole", "patches"]), st.data())
 def test_cores_partition_the_outputs_with_labels(size: tuple[int, int], kind: Any, data: st.DataObject) -> None:
     region = None
-    if kind != "whole" and data.draw(st.booleans()):
+    if data.draw(st.booleans()):
         y, x = (sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in size)
         region = Region.of(y[0], y[1], x[0], x[1])
     cores = cut(size, FIELD, kind, (8, 16), region)
@@ -108,6 +108,15 @@ def test_a_network_that_is_not_local_trains_on_whole_images_only() -> None:
             cut((30, 30), field, kind, (8, 8))  # type: ignore[arg-type]
     tile = cut((30, 30), field, "whole", None).tile(0)
     assert tile.core == Region.of(0, 30, 0, 30) and tile.read == Region.of(0, 32, 0, 32)
+
+
+def test_a_whole_image_is_read_without_what_is_held_out_of_it() -> None:
+    cores = cut((64, 96), FIELD, "whole", None, Region.of(0, 64, 0, 60))
+    assert len(cores) == 1 and cores.tile(0).core == Region.of(0, 64, 0, 60)
+    assert cores.tile(0).read.y.size == 64 and 60 <= cores.tile(0).read.x.stop < 80
+    field = replace(FIELD, nonlocal_operations=("norm: group norm: sees all",))
+    with pytest.raises(ValueError, match=r"by=region: the network is not local"):
+        cut((64, 96), field, "whole", None, Region.of(0, 64, 0, 60))
 
 
 def test_images_without_an_output_are_left_out_and_nothing_else_is_refused() -> None:

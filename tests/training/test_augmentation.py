@@ -1,0 +1,127 @@
+"""Views of samples: a turned tile has the gradient of the turned image, and each is drawn by its number alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import pipeline
+from pipeline.network.unet import UNet
+from pipeline.tiling.geometry import ReceptiveField
+from pipeline.training.augmentation import Augmentation, turned, view
+from pipeline.training.gradient import accumulate, reduce
+from pipeline.training.loss import CrossEntropy
+from pipeline.training.pairs import IGNORE
+from pipeline.training.sampling import Sampler
+from pipeline.worker import extend_to
+from tests import zoo
+from tests.training.drawn import Drawn, all_samples, distance, gradient_of
+from tests.training.test_training import job, weights
+
+NETWORKS = {
+    "lopsided": lambda: nn.Sequential(nn.ZeroPad2d((0, 4, 3, 1)), nn.Conv2d(2, 3, 5)),
+    "unet": lambda: UNet(3, 2, "none", channels=2, classes=3),
+    "valid": lambda: nn.Sequential(nn.Conv2d(2, 4, 5), nn.ReLU(), nn.Conv2d(4, 3, 4)),
+    "coarse": lambda: nn.Sequential(zoo.conv(2, 4, stride=2), nn.ReLU(), zoo.conv(4, 3, 5)),
+}
+VIEWS = [(turns, up, across) for turns in range(4) for up in (False, True) for across in (False, True)]
+
+
+def whole(drawn: Drawn, turns: int, up: bool, across: bool) -> torch.Tensor:
+    """The gradient of the turned, extended image at once."""
+    image = drawn.images[0]
+    rows, columns = drawn.field.extended(image.shape[1], image.shape[2])
+    extended = extend_to(image, (rows, columns))
+    output = drawn.field.output_shape(rows, columns)
+    labels = np.full(output, IGNORE)
+    labels[: drawn.labels[0].shape[0], : drawn.labels[0].shape[1]] = drawn.labels[0]
+    drawn.module.zero_grad()
+    pixels, classes = (torch.from_numpy(view(a, turns, up, across).copy()) for a in (extended, labels))
+    loss = nn.functional.cross_entropy(drawn.module(pixels[None]), classes[None], ignore_index=IGNORE)
+    loss.backward()
+    return gradient_of(drawn.module)
+
+
+def tiles(drawn: Drawn, field: ReceptiveField, turns: int, up: bool, across: bool) -> torch.Tensor:
+    """The sum over tiles, each turned with its halo."""
+    wide = replace(drawn, field=field)
+    a = field.alignment
+    samples = all_samples(Sampler(wide.cores("tiles", tuple(n * -(-12 // n) for n in a)), 1))
+    reads = [
+        (replace(s, tile=turned(s.tile, drawn.field, turns, up, across)),
+         view(pixels, turns, up, across), view(labels, turns, up, across).copy())
+        for s, pixels, labels in wide.reads(samples)
+    ]  # fmt: skip
+    drawn.module.zero_grad()
+    reduce(drawn.module, accumulate(drawn.module, reads, CrossEntropy()), lambda tensor: None)
+    return gradient_of(drawn.module)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_turned_tiles_have_the_gradient_of_the_turned_image(name: str) -> None:
+    drawn = Drawn.random(NETWORKS[name], [(37, 46)], classes=3)
+    field = Augmentation(flip=True, rotate=True).field(drawn.field)
+    for turn in VIEWS:
+        assert distance(tiles(drawn, field, *turn), whole(drawn, *turn)) < 1e-10, turn
+
+
+def test_with_the_halo_of_the_plain_network_they_have_not() -> None:
+    drawn = Drawn.random(NETWORKS["lopsided"], [(37, 46)], classes=3)
+    turn = (0, True, False)
+    assert distance(tiles(drawn, drawn.field, *turn), whole(drawn, *turn)) > 1e-3
+
+
+def test_views_depend_on_seed_and_number_alone() -> None:
+    drawn = Drawn.random(NETWORKS["unet"], [(37, 46)], classes=3)
+    augmentation = Augmentation(True, True, 0.1, 0.1, 2.0, seed=5)
+    wide = replace(drawn, field=augmentation.field(drawn.field))
+    samples = all_samples(Sampler(wide.cores("tiles", (12, 16)), 1))
+    first = list(augmentation.views(wide.reads(samples), drawn.field))
+    again = list(augmentation.views(wide.reads(samples[::-1]), drawn.field))[::-1]
+    for one, other in zip(first, again, strict=True):
+        assert one[0] == other[0] and (one[1] == other[1]).all() and (one[2] == other[2]).all()
+    shapes = {labels.shape for _, _, labels in first}
+    assert {(12, 16), (16, 12)} <= shapes
+    assert all(sample.tile.core.shape == sample.tile.crop.shape == labels.shape for sample, _, labels in first)
+    other_seed = list(replace(augmentation, seed=6).views(wide.reads(samples), drawn.field))
+    assert any(a[1].shape != b[1].shape or (a[1] != b[1]).any() for a, b in zip(first, other_seed, strict=True))
+
+
+def test_pixels_keep_to_the_range_of_their_type() -> None:
+    drawn = Drawn.random(NETWORKS["unet"], [(16, 16)], classes=3)
+    samples = all_samples(Sampler(drawn.cores("tiles", (16, 16)), 1))
+    bright = np.full((2, 16, 16), 250, np.uint8)
+    reads = [(samples[0], bright, np.zeros((16, 16), np.int64))]
+    [(_, pixels, _)] = Augmentation(brightness=0.5, noise=20.0).views(reads, drawn.field)
+    assert pixels.dtype == np.float32 and 0 <= pixels.min() < pixels.max() <= 255
+    [(_, same, _)] = Augmentation(flip=True).views(reads, drawn.field)
+    assert same.dtype == np.uint8
+
+
+def test_an_image_is_not_turned_where_rows_are_no_match_for_columns() -> None:
+    field = ReceptiveField((1, 1), (1, 1), (4, 2))
+    with pytest.raises(ValueError, match=r"augment\.rotate: the network does not treat rows as columns"):
+        Augmentation(rotate=True).field(field)
+    assert Augmentation(flip=True).field(field).alignment == (4, 2)
+    assert Augmentation(noise=1.0).field(field) is field
+
+
+def test_a_job_trains_on_views(tmp_path: Path) -> None:
+    """The same ones each time, also where the run is gone on with, and others than the plain images."""
+    views = {"flip": True, "rotate": True, "brightness": 0.2, "noise": 2.0}
+    runs = {
+        "plain": {},
+        "first": {"augment": views},
+        "again": {"augment": views},
+        "seed": {"augment": views, "seed": 1},
+    }
+    found = {}
+    for name, more in runs.items():
+        found[name] = weights(pipeline.train(job(tmp_path, run=f"{tmp_path}/{name}", **more)).path)
+    assert torch.equal(found["first"], found["again"])
+    assert not torch.equal(found["first"], found["plain"]) and not torch.equal(found["first"], found["seed"])
