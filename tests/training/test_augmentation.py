@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,16 +113,11 @@ def test_an_image_is_not_turned_where_rows_are_no_match_for_columns() -> None:
 
 
 def test_a_job_trains_on_views(tmp_path: Path) -> None:
-    """The same ones each time, also where the run is gone on with, and others than the plain images."""
-    views = {"flip": True, "rotate": True, "brightness": 0.2, "noise": 2.0}
-    runs = {
-        "plain": {},
-        "first": {"augment": views},
-        "again": {"augment": views},
-        "seed": {"augment": views, "seed": 1},
-    }
+    """The same ones each time, and others than the plain images."""
+    views = {"augment": {"flip": True, "rotate": True, "brightness": 0.2, "noise": 2.0}}
+    runs: dict[str, dict[str, Any]] = {"plain": {}, "first": views, "again": views}
     found = {}
     for name, more in runs.items():
         found[name] = weights(pipeline.train(job(tmp_path, run=f"{tmp_path}/{name}", **more)).path)
     assert torch.equal(found["first"], found["again"])
-    assert not torch.equal(found["first"], found["plain"]) and not torch.equal(found["first"], found["seed"])
+    assert not torch.equal(found["first"], found["plain"])
