@@ -34,7 +34,8 @@ table { border-collapse: collapse } td, th { padding: .25rem .7rem; text-align: 
 .facts th { color: #59636b; font-weight: normal; white-space: nowrap } .facts td { overflow-wrap: anywhere }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem } .charts svg { flex: 1 1 26rem; max-width: 40rem }
 svg text { font: 12px system-ui, sans-serif; fill: #38424a } .grid { stroke: #e6e9eb } .axis { stroke: #38424a }
-figure { margin: .8rem 0 } figcaption, .note { color: #59636b } img { max-width: 100%; image-rendering: pixelated }
+figure { margin: .8rem 0 } .shown { display: inline-block; max-width: 100% }
+figcaption, .note { color: #59636b } img { max-width: 100%; image-rendering: pixelated }
 .share { color: #59636b; font-size: 85% } .panels { display: grid; grid-template-columns: repeat(4, 1fr) }
 """
 
@@ -181,8 +182,8 @@ def _figure(example: Example) -> str:
     heads = "".join(f"<span>{panel}</span>" for panel in PANELS)
     alt = f"{', '.join(PANELS)} of {said}"
     return (
-        f'<figure><figcaption>{escape(said)}</figcaption><div class="panels note">{heads}</div>'
-        f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}"></figure>'
+        f'<figure><figcaption>{escape(said)}</figcaption><div class="shown"><div class="panels note">{heads}</div>'
+        f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}"></div></figure>'
     )
 
 
