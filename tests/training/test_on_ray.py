@@ -20,7 +20,7 @@ import yaml
 import pipeline
 from tests.training.test_training import ROOT, job, weights
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
 
 CLOSE = 1e-6
 
@@ -46,7 +46,7 @@ def steps_of(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if '"loss"' in line]
 
 
-def until(condition: Callable[[], object], seconds: float = 200) -> None:
+def until(condition: Callable[[], object], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -114,7 +114,7 @@ def test_killed_at_a_random_step(what: str, cluster: Any, undisturbed: Path, tmp
         driver.kill()
         driver.communicate()
         driver = begin(file, cluster.address)
-    out, err = driver.communicate(timeout=240)
+    out, err = driver.communicate(timeout=400)
     assert driver.returncode == 0, err[-2000:]
     if what == "driver":
         assert "steps were done before" in out
