@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -168,11 +169,23 @@ def card_of(job: TrainJob, train: tuple[Pair, ...], held: tuple[Pair, ...]) -> d
     names = {"train": [pair.name for pair in train], "validation": [pair.name for pair in held]}
     counts = [sum(column) for column in zip(*(pair.counts for pair in train), strict=True)]
     told = job.model_dump(mode="json", exclude={"run", "network", "data", "normalise", "workers", "checkpoint_every"})
+    versions = {"pipeline": pipeline.__version__, "torch": torch.__version__, "python": platform.python_version()}
     return {
         "data": {**names, "labelled": counts},
         "training": told,
-        "versions": {"pipeline": pipeline.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions | ({"commit": commit} if (commit := _commit()) else {}),
     }
+
+
+def _commit() -> str | None:
+    """The git commit of the working directory, with a + where files differ from it; None where there is none."""
+    said = []
+    for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            said.append(subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout)
+        except (OSError, subprocess.SubprocessError):
+            return None
+    return said[0].strip() + ("+" if said[1].strip() else "")
 
 
 def _plans(pairs: tuple[Pair, ...], network: Network, precision: str) -> list[Any]:

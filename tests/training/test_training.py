@@ -258,3 +258,15 @@ def test_nothing_of_the_callers_torch_is_changed(tmp_path: Path) -> None:
     pipeline.train(job(tmp_path, steps=1))
     assert torch.get_num_threads() == 2 and torch.equal(torch.get_rng_state(), before)
     torch.set_num_threads(threads)
+
+
+def test_the_card_names_the_commit_of_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "commit" not in task_of(validated(TrainJob, job(tmp_path))).card["versions"]
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "-q"], ["add", "images"], ["commit", "-qm", "data"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    assert task_of(validated(TrainJob, job(tmp_path))).card["versions"]["commit"] == head
+    Image.open(tmp_path / "images" / "1.png").rotate(180).save(tmp_path / "images" / "0.png")
+    assert task_of(validated(TrainJob, job(tmp_path))).card["versions"]["commit"] == f"{head}+"
