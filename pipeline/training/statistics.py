@@ -2,12 +2,14 @@
 
 In training mode a batch norm normalises a tile, halo included, by that tile's own mean and variance, so a step on tiles
 is no longer the whole image's: only networks without batch norm, or with it frozen, have that. What is kept is that the
-number of workers changes nothing: the running statistics move by the mean over all samples of the step.
+number of workers changes nothing: the running statistics, by which inference normalises, move by the mean and variance
+of all pixels of the step together, which differ between tiles as well as within them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,29 +26,33 @@ class Statistics:
             if isinstance(part, _BatchNorm) and part.training and part.running_mean is not None
         ]
         self.momenta = [0.1 if norm.momentum is None else norm.momentum for norm in self.norms]
+        self.seen: dict[nn.Module, Tensor] = {}
+        for norm in self.norms:
+            norm.momentum = 0.0  # a single pass moves nothing
+            norm.register_forward_hook(self._see)
 
     def begin(self) -> None:
-        """From here on, each norm averages what it sees."""
-        self.before = [[b.clone() for b in self._buffers(norm)] for norm in self.norms]
+        """A step begins."""
         for norm in self.norms:
-            norm.momentum = None  # a plain average since the last reset
-            norm.reset_running_stats()
+            assert norm.running_mean is not None
+            zeros = torch.zeros(norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
+            self.seen[norm] = torch.stack([zeros] * 3)
+
+    def _see(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        """Adds up numbers, sums and squares of each channel."""
+        values = inputs[0].detach()
+        variance, mean = (of.double() for of in torch.var_mean(values, (0, 2, 3), correction=0))
+        count = values.numel() // values.shape[1]
+        self.seen[norm] += torch.stack([torch.full_like(mean, count), count * mean, count * (variance + mean**2)])
 
     def end(self, add: Callable[[Tensor], None]) -> None:
-        """Moves the running statistics as they were by what all workers saw; `add` sums over the workers."""
-        for norm, (mean, variance, steps), momentum in zip(self.norms, self.before, self.momenta, strict=True):
-            seen_mean, seen_variance, count = self._buffers(norm)
-            seen = torch.cat([seen_mean * count, seen_variance * count, count[None].to(seen_mean)])
+        """Moves the running statistics by what all workers saw; `add` sums over the workers."""
+        for norm, momentum in zip(self.norms, self.momenta, strict=True):
+            seen = self.seen[norm]
             add(seen)
-            if seen[-1] > 0:
-                new_mean, new_variance = (seen[:-1] / seen[-1]).chunk(2)
-                mean, variance, steps = mean.lerp(new_mean, momentum), variance.lerp(new_variance, momentum), steps + 1
-            for buffer, value in zip((seen_mean, seen_variance, count), (mean, variance, steps), strict=True):
-                buffer.copy_(value)
-            norm.momentum = momentum
-
-    @staticmethod
-    def _buffers(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
-        mean, variance, count = norm.running_mean, norm.running_var, norm.num_batches_tracked
-        assert mean is not None and variance is not None and count is not None
-        return mean, variance, count
+            count, mean, square = seen[0, 0], seen[1] / seen[0], seen[2] / seen[0]
+            if count > 1:
+                assert norm.running_mean is not None and norm.running_var is not None
+                variance = (square - mean**2).clamp(min=0) * count / (count - 1)
+                norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
+                norm.running_var.lerp_(variance.to(norm.running_var), momentum)
