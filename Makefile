@@ -15,7 +15,7 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 help:
 	@echo 'make demo    install into $(VENV), draw an 8192 x 8192 slide, predict its nuclei, verify the result'
 	@echo 'make test    everything that must pass: lint, types, tests, coverage'
-	@echo 'make nightly what takes longer: runs on Ray that are killed at random times'
+	@echo 'make nightly what takes longer: runs on Ray that are killed at random times, an autoscaled cluster'
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make venv    only install, for development'
 	@echo 'make bench   time and memory of a prediction: benchmarks/infer.md (twenty minutes)'
@@ -66,7 +66,7 @@ test: lint
 	@$(WARM) || $(WARM)
 	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --dist loadgroup --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=90
 
-# What takes too long for every time: twenty more runs that are killed at random.
+# What takes too long for every time: twenty more runs that are killed at random, a cluster that grows and shrinks.
 nightly: $(VENV)/dev.stamp
 	$(TEST_ENVIRONMENT) $(PY) -m pytest -m nightly
 

@@ -31,7 +31,7 @@ FAKE = {
     "RAY_AUTH_MODE": "token",
 }
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.nightly, pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
 
 
 def scaled_down(gcs: int) -> dict[str, Any]:

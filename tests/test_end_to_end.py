@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 
 import pipeline
+from pipeline import commands, infer
 from pipeline.api import TilesFailed
 from tests.zoo import integer_weights_
 
@@ -157,13 +159,26 @@ def test_a_corrupt_chunk_fails_its_tile_alone(big: Path, tmp_path: Path) -> None
         (["big.tif", "--level", "3"], "level"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(big: Path, tmp_path: Path, words: list[str], message: str) -> None:
+def test_a_mistake_is_one_line_and_status_2(
+    big: Path, tmp_path: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    """Typed into this process, which has loaded everything; the first one as a person does."""
     (tmp_path / "big.tif").write_bytes(big.read_bytes())
     (tmp_path / "empty.tif").write_bytes(b"")
     (tmp_path / "text.tif").write_text("no image at all")
-    run = command(*words, cwd=tmp_path)
-    assert run.returncode == 2, run.stderr
-    assert message in run.stderr and "Traceback" not in run.stderr and run.stderr.count("\n") == 1
+    if words == ["nothing.tif"]:
+        typed = command(*words, cwd=tmp_path)
+        status, said = typed.returncode, typed.stderr
+    else:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["infer", *words])
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as ended:
+            commands.run(infer.main)
+        signal.signal(signal.SIGTERM, before)
+        status, said = ended.value.code, capfd.readouterr().err
+    assert status == 2, said
+    assert message in said and "Traceback" not in said and said.count("\n") == 1
 
 
 def test_another_run_on_the_same_output_is_refused_with_the_difference(big: Path, tmp_path: Path) -> None:
