@@ -60,6 +60,7 @@ OTHER: dict[str, Any] = {
     "layout": build_layout("cyx", "float32", (2, 1300, 900), (128, 128), whole=True),
     "window": (64, 64),
     "band": 64,
+    "folded": True,
 }
 
 

@@ -97,7 +97,7 @@ def test_a_label_that_is_no_class_ends_a_run_on_workers_with_its_line(cluster: A
         pipeline.train(job(tmp_path, workers=9, run=str(tmp_path / "other")))
 
 
-@pytest.mark.parametrize("what", ["worker", "driver"])
+@pytest.mark.parametrize("what", ["worker", pytest.param("driver", marks=pytest.mark.nightly)])
 def test_killed_at_a_random_step(what: str, cluster: Any, undisturbed: Path, tmp_path: Path) -> None:
     """A worker's death costs the steps since the last checkpoint; after the driver's, the same command goes on."""
     chance = random.Random(what)
