@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 
 class Statistics:
@@ -29,10 +30,11 @@ class Statistics:
         self.seen: dict[nn.Module, Tensor] = {}
         for norm in self.norms:
             norm.momentum = 0.0  # a single pass moves nothing
-            norm.register_forward_hook(self._see)
+        self.watched: list[RemovableHandle] = []
 
     def begin(self) -> None:
-        """A step begins."""
+        """A step begins: from here to its end, what each norm is given counts."""
+        self.watched = [norm.register_forward_hook(self._see) for norm in self.norms]
         for norm in self.norms:
             assert norm.running_mean is not None
             zeros = torch.zeros(norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
@@ -47,6 +49,8 @@ class Statistics:
 
     def end(self, add: Callable[[Tensor], None]) -> None:
         """Moves the running statistics by what all workers saw; `add` sums over the workers."""
+        while self.watched:
+            self.watched.pop().remove()
         for norm, momentum in zip(self.norms, self.momenta, strict=True):
             seen = self.seen[norm]
             add(seen)
