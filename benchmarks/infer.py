@@ -1,6 +1,6 @@
 """Time and memory of `python -m pipeline.infer` against the network alone; writes benchmarks/infer.md.
 
-    python benchmarks/infer.py [--folder FOLDER] [--rounds 3] [--largest 16384]
+    python benchmarks/infer.py [--folder FOLDER] [--rounds 3] [--largest 16384] [--photographs 300]
 
 Memory: the same command on squares of growing side. Time: whole runs of the command, start-up included, against the
 network alone, which gets the same pixels from memory, in pieces of the size that it is fastest on, without halos and
@@ -36,7 +36,8 @@ DRAWN = 4096
 WORKERS = 2
 PIECE = 512
 """Side of the pieces that the network alone runs on: of 256, 512, 1024 and 2048 the one that took least time."""
-PHOTOGRAPHS, SIDE = 300, 980
+SIDE = 980
+"""Of a photograph."""
 REPORT = Path(__file__).with_suffix(".md")
 
 
@@ -127,23 +128,23 @@ def measure_time(source: str, folder: Path, rounds: int) -> tuple[float, float, 
     pairs = []
     images = [str(p) for p in sorted(Path(source).iterdir())] if Path(source).is_dir() else [source]
     for _ in range(rounds):
-        seconds, _, _ = infer([*images, "-o", str(folder / "timed.out")])
+        seconds, _, _ = infer([*images, "-o", str(folder / f"{Path(source).stem}.out")])
         pairs.append((seconds, network_alone(Path(source))))
     ratio = statistics.median(a / b for a, b in pairs)
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
 
 
-def photographs(source: Path, folder: Path) -> Path:
+def photographs(source: Path, folder: Path, count: int) -> Path:
     """A folder of photographs cut from the drawn image."""
     folder.mkdir(exist_ok=True)
     drawn, generator = tifffile.imread(source), np.random.default_rng(0)
-    for number in range(PHOTOGRAPHS):
+    for number in range(count):
         y, x = generator.integers(0, DRAWN - SIDE, 2)
         Image.fromarray(drawn[y : y + SIDE, x : x + SIDE]).save(folder / f"photograph-{number:03d}.jpg", quality=90)
     return folder
 
 
-def report(folder: Path, rounds: int, largest: int) -> str:
+def report(folder: Path, rounds: int, largest: int, count: int) -> str:
     """All measurements, as the text of the report."""
     drawn = folder / "4096.tif"
     draw(drawn, DRAWN, DRAWN)
@@ -183,9 +184,10 @@ def report(folder: Path, rounds: int, largest: int) -> str:
         "| images | infer | the network alone | ratio |",
         "|---|---|---|---|",
     ]
-    taken = photographs(drawn, folder / "photographs")
-    for name, source in ((f"one of {images[1].stem} x {images[1].stem}", images[1]),
-                         (f"{PHOTOGRAPHS} photographs of {SIDE} x {SIDE}", taken)):  # fmt: skip
+    taken = photographs(drawn, folder / "photographs", count)
+    timed = images[min(1, len(images) - 1)]
+    for name, source in ((f"one of {timed.stem} x {timed.stem}", timed),
+                         (f"{count} photographs of {SIDE} x {SIDE}", taken)):  # fmt: skip
         seconds, network, ratio = measure_time(str(source), folder, rounds)
         lines.append(f"| {name} | {seconds:.1f} | {network:.1f} | {ratio:.2f} |")
         print(lines[-1], flush=True)
@@ -197,13 +199,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where images and outputs go (default: a temporary folder)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--largest", type=int, default=16384, help="side of the largest image")
+    parser.add_argument("--photographs", type=int, default=300)
     parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.alone is not None:
         alone(asked.folder, asked.alone)
         return
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        REPORT.write_text(report(Path(folder), asked.rounds, asked.largest))
+        REPORT.write_text(report(Path(folder), asked.rounds, asked.largest, asked.photographs))
     print(f"written: {REPORT}")
 
 
