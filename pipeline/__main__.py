@@ -1,5 +1,7 @@
 """python -m pipeline: the commands there are."""
 
+import sys
+
 COMMANDS = """\
 python -m pipeline.infer IMAGE [-o OUT]      predict: one image, or many into a folder
 python -m pipeline.train JOB.yaml            train a network, on tiles as on whole images
@@ -8,4 +10,7 @@ python -m pipeline.convert IMAGE OUT         copy any image into a sharded OME-Z
 Each takes --help."""
 
 if __name__ == "__main__":
+    if sys.argv[1:] not in ([], ["-h"], ["--help"]):
+        print(f"python -m pipeline {sys.argv[1]}: there is no such command, see python -m pipeline", file=sys.stderr)
+        sys.exit(2)
     print(COMMANDS)

@@ -59,7 +59,7 @@ class Analysis:
         self._peaks: dict[tuple[tuple[int, int], int], int] = {}
         self.program, self.folded, self.whole = self._program()
         """How the network runs in bands of rows, whether folded; or None, and why reads run whole."""
-        self.band = 0 if self.program is None else self._rows(BAND)
+        self.band = 0 if self.program is None else self._band
 
     def _field(self) -> ReceptiveField:
         derived = receptive_field(self.network.module, self.channels, reach=self.options.reach)
@@ -80,10 +80,9 @@ class Analysis:
         with torch.inference_mode():
             return int(self.network.module(blank(self.network.module, self.channels, side)).shape[1])
 
-    def _rows(self, about: int) -> int:
-        """That many rows, or a few more, as the alignment asks for."""
-        alignment = self.field.alignment[0]
-        return -(-about // alignment) * alignment
+    @property
+    def _band(self) -> int:
+        return self.field.extended(BAND, 1)[0]
 
     def _program(self) -> tuple[Program | None, bool, str]:
         """(program, whether it is folded, why there is none): the fastest whose rounding the tolerance leaves room for.
@@ -106,9 +105,9 @@ class Analysis:
         return None, False, f"bands round otherwise, by {off:.1g} of the largest logit"
 
     def _deviation(self, program: Program) -> float:
-        least, (_, columns) = self.field.least, self.field.alignment
-        size = max(self._rows(PROBE), least[0]), max(-(-PROBE // columns) * columns, least[1])
-        return deviation(program, self.network.module, self.channels, size, self._rows(BAND))
+        rows, columns = (max(PROBE, least) for least in self.field.least)
+        size = self.field.extended(rows, columns)
+        return deviation(program, self.network.module, self.channels, size, self._band)
 
     def peak(self, read: tuple[int, int], item: int) -> int:
         """Bytes of a pass over a read in bands; hundreds of photographs of one size ask for it once."""

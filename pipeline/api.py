@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from pipeline.ledgers import FOLDER, Held, forget_ledger, hold, open_ledger, rea
 from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, Run, default_workers, drive
-from pipeline.runs import Trained, train_job
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.location import Location, is_url, local_path, location_of, name_of
 from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
@@ -30,6 +29,9 @@ from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
 from pipeline.trainjob import TrainJob
 from pipeline.worker import Job, extend_to
+
+if TYPE_CHECKING:
+    from pipeline.runs import Trained
 
 __all__ = ["Report", "Result", "TilesFailed", "convert", "extend", "plan", "predict", "predict_lazy", "receptive_field",
            "train", "verify"]  # fmt: skip
@@ -151,6 +153,8 @@ def train(job: Any, *, look: Callable[[dict[str, Any]], None] = lambda line: Non
     """See `pipeline.train`; `look` is given the last line of the log now and then."""
     if isinstance(job, str | os.PathLike):
         job = load_job(TrainJob, job)
+    from pipeline.runs import train_job  # which predictions need not wait for
+
     return train_job(job if isinstance(job, TrainJob) else validated(TrainJob, job), look)
 
 

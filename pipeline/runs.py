@@ -63,17 +63,23 @@ def train_job(job: TrainJob, look: Callable[[dict[str, Any]], None]) -> Trained:
             return _trained(folder, job.steps)
     task = task_of(job)
     folder.begin(settings)
+    with folder.driven():
+        return _go_on(job, task, folder, look)
+
+
+def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[str, Any]], None]) -> Trained:
+    """Trains from the last checkpoint to the end, and writes the report."""
     state = folder.latest()
     if state is not None and state["data"] != task.data:
         raise ValueError(f"run {job.run} was begun with other images or labels than there are now: give another run")
     before = 0 if state is None else int(state["step"])
-    shown = [0]
+    shown = 0
 
     def report() -> None:
-        lines = folder.lines()
-        if lines and len(lines) != shown[0]:
-            shown[0] = len(lines)
-            look(next(line for line in reversed(lines) if "loss" in line))
+        nonlocal shown
+        lines, shown = folder.lines_from(shown)
+        for line in [line for line in lines if "loss" in line][-1:]:
+            look(line)
 
     if job.workers == 0:
         _train_here(task, report)

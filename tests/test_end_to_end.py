@@ -273,3 +273,11 @@ def test_outputs_are_called_as_their_images_are(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "many").glob("*.zarr")) == ["scan.v1.zarr", "scan.v2.zarr"]
     one = command("scan.v2.ome.tif", "--network", "unet-tiny", "--workers", "1", cwd=tmp_path)
     assert one.returncode == 0 and (tmp_path / "scan.v2.zarr").is_dir() and (tmp_path / "scan.v2.preview.png").is_file()
+
+
+@pytest.mark.parametrize(("words", "status"), [([], 0), (["--help"], 0), (["infer"], 2)])
+def test_the_commands_are_listed(words: list[str], status: int) -> None:
+    line = [sys.executable, "-m", "pipeline", *words]
+    run = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert run.returncode == status
+    assert ("pipeline.train JOB.yaml" in run.stdout) if status == 0 else ("no such command" in run.stderr)

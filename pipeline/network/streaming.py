@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.network.folding import fold, simplify
+from pipeline.network.graph import device_of, dtype_of, probe
 from pipeline.network.prepare import copied_module
 from pipeline.network.program import Program, build
 from pipeline.network.steps import Span, Step
@@ -194,8 +195,7 @@ def deviation(program: Program, module: nn.Module, channels: int, size: tuple[in
     Of two images of seeded noise of that size (y, x): one in [0, 1), one in [0, 255), as pixels are stored.
     """
     module = copied_module(module, share=True)  # it may keep what it made for an image
-    dtype = next((tensor.dtype for tensor in module.state_dict().values() if tensor.is_floating_point()), torch.float32)
-    noise = torch.rand(1, channels, *size, generator=torch.Generator().manual_seed(0)).to(dtype)
+    noise = probe((1, channels, *size), dtype_of(module), device_of(module))
     worst = 0.0
     for image in (noise, 255 * noise):
         whole = module(image)

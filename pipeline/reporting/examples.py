@@ -76,7 +76,7 @@ def draw(pixels: np.ndarray, truth: np.ndarray, predicted: np.ndarray, *, classe
     )
     truth, predicted = resize(truth, shape), resize(predicted, shape).astype(np.int64)
     ignored = truth == IGNORE
-    colours = palette(max(2, classes))
+    colours = palette(classes)
     label = overlay(faded(plain), np.where(ignored, 0, truth), colours).copy()
     label[ignored] = GREY
     differs = np.where((truth != predicted)[..., None], np.array(WRONG, np.uint8), np.array(RIGHT, np.uint8))

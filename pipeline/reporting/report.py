@@ -15,10 +15,10 @@ from torch import nn
 from pipeline.network.folder import CARD
 from pipeline.reporting.charts import Line, line_chart, smoothed
 from pipeline.reporting.examples import PANELS, Example, find_examples
+from pipeline.training.run_folder import LOG
 from pipeline.training.validation import Validation
 
 REPORT = "report.html"
-RECORDS = "metrics.jsonl"
 SCORES = (("mean_iou", "mean IoU"), ("mean_f1", "mean F1"), ("accuracy", "accuracy"))
 BY_CLASS = (("iou", "IoU"), ("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
 LONGEST = 400
@@ -49,7 +49,7 @@ def write_report(
     either there are none.
     """
     card = _card(run)
-    steps, validations = read_records(run / RECORDS)
+    steps, validations = read_records(run / LOG)
     parts = [
         f"<h1>{escape(str(card.get('name', run.name)))}</h1>",
         f'<p class="note">{escape(_summary(steps, validations))}</p>',

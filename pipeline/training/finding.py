@@ -8,11 +8,10 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import TypeVar
 
 from pipeline.storage.image import Image, open_image
-from pipeline.storage.location import is_url, local_path
+from pipeline.storage.location import is_url, local_path, name_of
 from pipeline.storage.remote import matching
 from pipeline.tiling.geometry import ReceptiveField, Region
 from pipeline.training.pairs import Labels, Pair, Split
@@ -75,7 +74,7 @@ def _matched(patterns: Iterable[tuple[str, str]]) -> list[tuple[str, str, str]]:
         if NAME in image:
             found += _partners(image, label)
         else:
-            found.append((PurePosixPath(image).name.split(".")[0], image, label))
+            found.append((name_of(image), image, label))
     return found
 
 

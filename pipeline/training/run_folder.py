@@ -3,6 +3,7 @@
 job.yaml                 what was asked for, all keys, paths absolute
 metrics.jsonl            one line a step, and one a validation
 checkpoints/STEP.pt      the last two; each is complete or not there
+lock, checkpoints/lock   held while a command, and its first worker, go on with the run
 network.json, weights.safetensors      once the run is finished
 """
 
@@ -13,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,32 @@ class RunFolder:
                 )
 
     @contextmanager
+    def driven(self) -> Iterator[None]:
+        """No other command trains here meanwhile. Raises ValueError where one does."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._holding(self.path / "lock", 0))
+            except TimeoutError as error:
+                raise ValueError(f"{error}: wait for it, or end it") from None
+            yield
+
+    @contextmanager
     def held(self) -> Iterator[None]:
-        """Nobody else writes here meanwhile; the lock goes with the process. Raises TimeoutError if it stays."""
-        with (self.path / CHECKPOINTS / "lock").open("w") as file:
-            end = time.monotonic() + PATIENCE
+        """No other worker writes here meanwhile. Raises TimeoutError if one still does after a while."""
+        with self._holding(self.path / CHECKPOINTS / "lock", PATIENCE):
+            yield
+
+    @contextmanager
+    def _holding(self, lock: Path, patience: float) -> Iterator[None]:
+        """Takes a lock, which goes with the process. Raises TimeoutError where another has it for so many seconds."""
+        with lock.open("w") as file:
+            end = time.monotonic() + patience
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if time.monotonic() > end:
+                    if time.monotonic() >= end:
                         raise TimeoutError(f"run {self.path} is being trained by another process") from None
                     time.sleep(0.2)
             yield
@@ -104,9 +121,18 @@ class RunFolder:
         _replace(self.path / LOG, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def lines(self) -> list[dict[str, Any]]:
+        return self.lines_from(0)[0]
+
+    def lines_from(self, start: int) -> tuple[list[dict[str, Any]], int]:
+        """The complete lines from that byte on, and where they end; from the beginning where the log was rewound."""
         path = self.path / LOG
-        complete = path.read_text().split("\n")[:-1] if path.is_file() else []
-        return [json.loads(line) for line in complete]
+        if not path.is_file():
+            return [], 0
+        with path.open("rb") as file:
+            start = start if start <= os.fstat(file.fileno()).st_size else 0
+            file.seek(start)
+            *complete, rest = (content := file.read()).split(b"\n")
+        return [json.loads(line) for line in complete], start + len(content) - len(rest)
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -34,6 +34,7 @@ class Statistics:
 
     def begin(self) -> None:
         """A step begins: from here to its end, what each norm is given counts."""
+        self.steps = [norm.get_buffer("num_batches_tracked").clone() for norm in self.norms]
         self.watched = [norm.register_forward_hook(self._see) for norm in self.norms]
         for norm in self.norms:
             assert norm.running_mean is not None
@@ -51,12 +52,14 @@ class Statistics:
         """Moves the running statistics by what all workers saw; `add` sums over the workers."""
         while self.watched:
             self.watched.pop().remove()
-        for norm, momentum in zip(self.norms, self.momenta, strict=True):
+        for norm, momentum, steps in zip(self.norms, self.momenta, self.steps, strict=True):
             seen = self.seen[norm]
             add(seen)
             count, mean, square = seen[0, 0], seen[1] / seen[0], seen[2] / seen[0]
             if count > 1:
                 assert norm.running_mean is not None and norm.running_var is not None
+                steps += 1
                 variance = (square - mean**2).clamp(min=0) * count / (count - 1)
                 norm.running_mean.lerp_(mean.to(norm.running_mean), momentum)
                 norm.running_var.lerp_(variance.to(norm.running_var), momentum)
+            norm.get_buffer("num_batches_tracked").copy_(steps)  # not tiles, of which each worker sees others

@@ -28,6 +28,7 @@ def test_running_statistics_move_by_those_of_all_pixels_together() -> None:
         their.end(lambda of: None)
     assert torch.allclose(ours.running_mean, theirs.running_mean, rtol=1e-12)
     assert torch.allclose(ours.running_var, theirs.running_var, rtol=1e-12)
+    assert ours.num_batches_tracked == other.num_batches_tracked == 2
     ours(tiles[0])  # between steps nothing counts
     assert torch.allclose(ours.running_mean, theirs.running_mean, rtol=1e-12)
     assert not torch.allclose(ours.running_var, other.running_var, rtol=0.1)

@@ -22,6 +22,7 @@ from pipeline.jobfile import validated
 from pipeline.network.loading import load_network
 from pipeline.runs import task_of
 from pipeline.training.loop import Schedule, begin
+from pipeline.training.run_folder import RunFolder
 from pipeline.trainjob import TrainJob
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +73,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def weights(folder: str | Path) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in load_network(folder).module.parameters()])
+    return torch.cat([tensor.flatten() for tensor in load_network(folder).module.state_dict().values()])
 
 
 def test_what_was_trained_predicts(tmp_path: Path) -> None:
@@ -270,3 +271,26 @@ def test_the_card_names_the_commit_of_the_working_directory(tmp_path: Path, monk
     assert task_of(validated(TrainJob, job(tmp_path))).card["versions"]["commit"] == head
     Image.open(tmp_path / "images" / "1.png").rotate(180).save(tmp_path / "images" / "0.png")
     assert task_of(validated(TrainJob, job(tmp_path))).card["versions"]["commit"] == f"{head}+"
+
+
+def test_a_second_command_for_the_same_run_is_refused(tmp_path: Path) -> None:
+    made = job(tmp_path, steps=3)
+    folder = RunFolder(made["run"])
+    pipeline.train(made)
+    (Path(made["run"]) / "network.json").unlink()  # as if it had been killed just before
+    with folder.driven(), pytest.raises(ValueError, match=r"run .* is being trained by another process: wait for it"):
+        pipeline.train(made)
+    assert pipeline.train(made).resumed == 3
+
+
+def test_the_log_is_read_as_it_grows(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.lines_from(0) == ([], 0)
+    folder.log(step=1, loss=0.5)
+    first, end = folder.lines_from(0)
+    assert [line["step"] for line in first] == [1] and folder.lines_from(end) == ([], end)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "lo')
+    assert folder.lines_from(end) == ([], end)
+    folder.rewind(0)
+    assert folder.lines_from(end) == ([], 0)
