@@ -16,6 +16,7 @@ import pytest
 import tifffile
 import zarr
 
+import pipeline
 from tests.ray_head import Head, free_ports, prepared, until
 
 ROOT = Path(__file__).parents[1]
@@ -157,3 +158,31 @@ def test_a_stopped_job_goes_on_where_it_was(head: Head, tmp_path: Path) -> None:
     assert head.ended(again)["status"] == "SUCCEEDED", head.logs(again)
     found = re.search(r"large\.zarr: 64 tiles, mask, .* s, (\d+) of (\d+) units were done before", head.logs(again))
     assert found and 5 <= int(found[1]) < int(found[2])
+
+
+def test_a_training_job(head: Head, tmp_path: Path) -> None:
+    """What it makes predicts; relative data is refused, and a label that is no class is a line in the log."""
+    photo = spots(64, seed=1)
+    label = (photo[..., 0] < 160).astype(np.uint8)
+    for name, array in {"photo": photo, "good": label, "bad": label + 1}.items():
+        tifffile.imwrite(tmp_path / f"{name}.tif", array)
+    least = ("network.base=4", "network.depth=1", "network.norm=none", "sampling.core=32", "batch=2", "steps=2")
+
+    def submit(run: str, image: str, label: str) -> str:
+        data = f"data.train=[{{image: {image}, label: {label}}}]"
+        return head.submit("jobs/train.py", "jobs/train.yaml", f"run={tmp_path}/{run}", data, "workers=1", *least)
+
+    image = f"{tmp_path}/photo.tif"
+    jobs = [submit(*words) for words in (
+        ("good", image, f"{tmp_path}/good.tif"),
+        ("bad", image, f"{tmp_path}/bad.tif"),
+        ("relative", "photo.tif", f"{tmp_path}/good.tif"),
+    )]  # fmt: skip
+    ends = [(head.ended(job)["status"], head.ended(job)["driver_exit_code"]) for job in jobs]
+    good, bad, relative = (head.logs(job) for job in jobs)
+    assert ends == [("SUCCEEDED", 0), ("FAILED", 2), ("FAILED", 2)], good
+    assert f"{tmp_path}/good: 2 steps" in good
+    assert "bad.tif: label 2 at row" in bad and "is none of the classes 0 to 1" in bad
+    assert "image=photo.tif: in a submitted job give an absolute path or a URL that every node sees" in relative
+    made = pipeline.predict(image, tmp_path / "good", tmp_path / "o.zarr", workers=1)
+    assert made.array.shape == (64, 64)
