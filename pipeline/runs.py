@@ -25,7 +25,7 @@ from pipeline.training.augmentation import Augmentation
 from pipeline.training.finding import find_pairs
 from pipeline.training.group import Group
 from pipeline.training.loop import Schedule, Task, train
-from pipeline.training.loss import CrossEntropy
+from pipeline.training.loss import CrossEntropy, Dice, Focal, Loss, Total
 from pipeline.training.pairs import Pair, scored
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.sampling import cut
@@ -135,7 +135,7 @@ def task_of(job: TrainJob) -> Task:
         core=core,
         keep=job.sampling.loss_keep,
         batch=job.batch,
-        loss=CrossEntropy(job.class_weights),
+        loss=loss_of(job, analysis.classes),
         optimizer=job.optimizer.model_dump(),
         steps=job.steps,
         precision=job.precision,
@@ -146,6 +146,22 @@ def task_of(job: TrainJob) -> Task:
         schedule=Schedule() if job.schedule is None else Schedule(job.schedule.name, job.schedule.warmup),
         checkpoint_every=job.checkpoint_every,
     )
+
+
+def loss_of(job: TrainJob, classes: int) -> Loss:
+    """What a network of so many outputs is trained by."""
+    given = {job.loss: 1.0} if isinstance(job.loss, str) else job.loss.model_dump(exclude_none=True)
+    focal = given.get("focal", 1.0)
+    gamma = {"gamma": focal["gamma"]} if isinstance(focal, dict) else {}
+    made: dict[str, Loss] = {
+        "cross_entropy": CrossEntropy(job.class_weights),
+        "dice": Dice(job.class_weights, scored(classes)),
+        "focal": Focal(job.class_weights, **gamma),
+    }
+    factors = {name: factor["weight"] if isinstance(factor, dict) else factor for name, factor in given.items()}
+    if [*factors.values()] == [1.0]:
+        return made[next(iter(factors))]
+    return Total(job.class_weights, [(factor, made[name]) for name, factor in factors.items()])
 
 
 def network_of(job: TrainJob) -> Network:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from pipeline.config import Settings
 from pipeline.jobfile import DataPath, NetworkPath
 
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
+Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 PerChannel = Number | tuple[Number, ...] | None
 
 
@@ -140,6 +141,31 @@ class Augment(Settings):
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
+HOW_MANY = Discriminator(lambda value: "several" if isinstance(value, dict | Settings) else "one")
+"""By which of two kinds a value is judged: one, or several with a name each."""
+
+
+class Focal(Settings):
+    """How little an output counts that is right already, and the factor of this loss in the sum."""
+
+    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
+    weight: Factor = 1.0
+
+
+class Losses(Settings):
+    """A sum of losses, each with its factor; None: not in it."""
+
+    cross_entropy: Factor | None = None
+    dice: Factor | None = None
+    focal: Annotated[Annotated[Factor, Tag("one")] | Annotated[Focal, Tag("several")], HOW_MANY] | None = None
+
+    @model_validator(mode="after")
+    def _has_terms(self) -> Losses:
+        if (self.cross_entropy, self.dice, self.focal) == (None, None, None):
+            raise ValueError("give a factor to one of cross_entropy, dice and focal at least")
+        return self
+
+
 class TrainJob(Settings):
     """A job of `pipeline.train` and `jobs/train.py`."""
 
@@ -153,11 +179,17 @@ class TrainJob(Settings):
     augment: Augment | None = None
     batch: Count | Literal["image"] = 8
     """Samples a step over all workers, before the enlargement by 1 / loss_keep; image: every tile of one image."""
-    loss: Literal["cross_entropy"] = "cross_entropy"
+    loss: Annotated[
+        Annotated[Literal["cross_entropy", "dice", "focal"], Tag("one")] | Annotated[Losses, Tag("several")], HOW_MANY
+    ] = "cross_entropy"
+    """See `pipeline.training.loss`."""
     class_weights: (
         Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(min_length=2)] | None
     ) = None
-    """How much an output of each class counts; the loss is divided by what all count for together."""
+    """How much an output of each class counts; the loss is divided by what all count for together.
+
+    Of Dice: how much each class counts in the mean over classes.
+    """
     optimizer: Optimizer = Optimizer(momentum=0.9)
     schedule: Schedule | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None

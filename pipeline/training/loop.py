@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -19,9 +19,9 @@ from pipeline.network.folder import save_network
 from pipeline.network.loading import load_network
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.training.augmentation import Augmentation
-from pipeline.training.gradient import Sums, accumulate, reduce
+from pipeline.training.gradient import Read, Sums, batch_gradient
 from pipeline.training.group import Group
-from pipeline.training.loss import CrossEntropy
+from pipeline.training.loss import Loss
 from pipeline.training.metrics import metrics
 from pipeline.training.pairs import Pair
 from pipeline.training.reading import Reader
@@ -85,7 +85,7 @@ class Task:
     core: tuple[int, int]
     keep: float
     batch: int | Literal["image"]
-    loss: CrossEntropy
+    loss: Loss
     optimizer: Mapping[str, Any]
     steps: int
     precision: str
@@ -145,9 +145,8 @@ def train(task: Task, group: Group, look: Callable[[], None] = lambda: None) -> 
             if average is not None and task.ema is not None:
                 follow(average, module, task.ema)
             if first:
-                mean = sums.loss / sums.weight if sums.weight else None
                 spent = round(time.monotonic() - began, 4)
-                folder.log(step=step, loss=mean, lr=rate, seconds=spent, pixels=sums.pixels)
+                folder.log(step=step, loss=sums.value(task.loss), lr=rate, seconds=spent, pixels=sums.pixels)
             if validation is not None and (step % validate_every(task, sampler) == 0 or step == task.steps):
                 best = validate(validation, average or module, best, step, folder, group)
             if first and (step == task.steps or is_due(task, step, saved)):
@@ -165,23 +164,21 @@ def gradient(
 
     Raises ValueError, on all workers, where one met a problem or the loss is no number any more.
     """
-    module.zero_grad()
-    statistics.begin()
-    reads = reader.reads(sampler.step(step - 1)[group.rank :: group.world])
-    if task.augment is not None:
-        reads = task.augment.views(reads, task.field)
+    samples = sampler.step(step - 1)[group.rank :: group.world]
     kept = sampler.kept if task.keep < 1 else None
     together = STACK if task.kind == "patches" and not statistics.norms else 1
-    try:
-        sums = accumulate(module, reads, task.loss, kept=kept, keep=task.keep, together=together)
-    except ValueError as error:  # a file that cannot be read, a label that is none: no other try would help
-        sums = Sums(problem=str(error))
-    sums = reduce(module, sums, group.add)
+
+    def reads() -> Iterable[Read]:
+        found = reader.reads(samples)
+        return found if task.augment is None else task.augment.views(found, task.field)
+
+    statistics.begin()
+    sums = batch_gradient(module, reads, task.loss, group.add, kept=kept, keep=task.keep, together=together)
     statistics.end(group.add)
     if sums.failed:
         raise ValueError(next(problem for problem in group.gather(sums.problem) if problem))
-    if not math.isfinite(sums.loss):
-        raise ValueError(f"step {step}: the loss is {sums.loss}: lower optimizer.lr, or look at normalise")
+    if not math.isfinite(loss := sums.value(task.loss) or 0.0):
+        raise ValueError(f"step {step}: the loss is {loss}: lower optimizer.lr, or look at normalise")
     return sums
 
 

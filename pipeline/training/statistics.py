@@ -42,7 +42,9 @@ class Statistics:
             self.seen[norm] = torch.stack([zeros] * 3)
 
     def _see(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-        """Adds up numbers, sums and squares of each channel."""
+        """Adds up numbers, sums and squares of each channel; a pass without gradient, before the other, not twice."""
+        if not torch.is_grad_enabled():
+            return
         values = inputs[0].detach()
         variance, mean = (of.double() for of in torch.var_mean(values, (0, 2, 3), correction=0))
         count = values.numel() // values.shape[1]

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +19,18 @@ from torch.nn import functional as F
 from pipeline.network.receptive_field import receptive_field
 from pipeline.network.sizes import least_size
 from pipeline.tiling.geometry import ReceptiveField
-from pipeline.training.gradient import Read, Sums, accumulate, reduce
-from pipeline.training.loss import CrossEntropy
+from pipeline.training.gradient import Read, Sums, batch_gradient
+from pipeline.training.loss import CrossEntropy, Loss
 from pipeline.training.pairs import IGNORE
 from pipeline.training.sampling import Cores, Sample, Sampler, cut
 from pipeline.worker import extend_to
+
+Plain = Callable[[Tensor, Tensor], Tensor]
+"""The loss of logits (n, classes) and labels (n,), IGNORE among them."""
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, ignore_index=IGNORE)
 
 
 def field_of(module: nn.Module, channels: int) -> ReceptiveField:
@@ -65,37 +77,67 @@ class Drawn:
             pixels = image[:, *tile.read.clip(*image.shape[1:]).slices]
             yield sample, extend_to(pixels, tile.read.shape), self.labels[sample.image][tile.core.slices]
 
-    def whole(self, loss: CrossEntropy | None = None) -> Tensor:
-        """The gradient of the loss of all images at once, by torch's own mean."""
+    def whole(self, loss: Plain = cross_entropy) -> Tensor:
+        """The gradient of the loss of all images at once, which is computed by torch alone."""
         self.module.zero_grad()
+        self._of_all(loss).backward()
+        return gradient_of(self.module)
+
+    def value(self, loss: Plain) -> float:
+        """That loss itself."""
+        with torch.no_grad():
+            return self._of_all(loss).item()
+
+    def _of_all(self, loss: Plain) -> Tensor:
         logits, labels = [], []
         for image, of_image in zip(self.images, self.labels, strict=True):
             extended = extend_to(image, self.field.extended(*image.shape[1:]))
             made = self.module(torch.from_numpy(extended)[None])[0]
             logits.append(made[:, : of_image.shape[0], : of_image.shape[1]].flatten(1))
             labels.append(torch.from_numpy(of_image).flatten())
-        weights = None if loss is None or loss.class_weights is None else torch.tensor(loss.class_weights).double()
-        F.cross_entropy(torch.cat(logits, dim=1).T, torch.cat(labels), weights, ignore_index=IGNORE).backward()
-        return gradient_of(self.module)
+        return loss(torch.cat(logits, dim=1).T, torch.cat(labels))
 
-    def by_workers(self, samples: Sequence[Sample], world: int, **options: Any) -> tuple[Tensor, Sums]:
-        """The gradient that `world` workers find together, one after another in this process."""
-        loss = options.pop("loss", CrossEntropy())
-        tensors: list[list[Tensor]] = []
-        for rank in range(world):
-            self.module.zero_grad()
-            sums = accumulate(self.module, self.reads(samples[rank::world]), loss, **options)
-            mine: list[Tensor] = []
-            reduce(self.module, sums, lambda tensor, mine=mine: mine.append(tensor.clone()))  # type: ignore[misc]
-            tensors.append(mine)
-        totals = iter([sum(parts[1:], parts[0]) for parts in zip(*tensors, strict=True)])
-        self.module.zero_grad()
-        sums = reduce(self.module, Sums(), lambda tensor: copy(next(totals), tensor))
-        return gradient_of(self.module), sums
+    def by_workers(
+        self, samples: Sequence[Sample], world: int, loss: Loss | None = None, **options: Any
+    ) -> tuple[Tensor, Sums]:
+        """The gradient that `world` workers find together, each a thread with a module of its own."""
+        modules = [copy.deepcopy(self.module) for _ in range(world)]
+        adder = Adder(world)
+
+        def work(rank: int) -> Sums:
+            mine = samples[rank::world]
+            with adder.ended_by_errors():
+                return batch_gradient(
+                    modules[rank], lambda: self.reads(mine), loss or CrossEntropy(), partial(adder.add, rank), **options
+                )
+
+        with ThreadPoolExecutor(world) as pool:
+            sums = list(pool.map(work, range(world)))
+        found = [gradient_of(module) for module in modules]
+        assert all(torch.equal(gradient, found[0]) for gradient in found)
+        return found[0], sums[0]
 
 
-def copy(source: Tensor, target: Tensor) -> None:
-    target.copy_(source)
+class Adder:
+    """Adds tensors up over threads, as a process group does over processes."""
+
+    def __init__(self, world: int) -> None:
+        self.barrier = threading.Barrier(world)
+        self.given: list[Tensor] = [torch.empty(0)] * world
+
+    def add(self, rank: int, tensor: Tensor) -> None:
+        self.given[rank] = tensor.clone()
+        self.barrier.wait(60)
+        tensor.copy_(torch.stack(self.given).sum(dim=0))
+        self.barrier.wait(60)
+
+    @contextmanager
+    def ended_by_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.barrier.abort()
+            raise
 
 
 def gradient_of(module: nn.Module) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -10,16 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.network.fcn import FCN
 from pipeline.network.unet import UNet
 from pipeline.tiling.geometry import Interval, Region
-from pipeline.training.gradient import Sums, accumulate, reduce
-from pipeline.training.loss import CrossEntropy
+from pipeline.training.gradient import Read, accumulate, reduce
+from pipeline.training.loss import CrossEntropy, Dice, Focal, Loss, Total
 from pipeline.training.pairs import IGNORE
 from pipeline.training.sampling import Sample, Sampler
 from tests import zoo
-from tests.training.drawn import Drawn, all_samples, distance, gradient_of
+from tests.training.drawn import Drawn, Plain, all_samples, cross_entropy, distance, gradient_of
 
 TINY = {"widths": (2, 3, 3, 4, 4), "convolutions": (1, 1, 1, 1, 1), "head": 5}
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -88,24 +89,131 @@ def test_patches_of_every_output_have_the_gradient_of_the_whole_image_and_a_part
     assert distance(drawn.by_workers(samples[: len(samples) // 2], 2)[0], whole) > 1e-3
 
 
-def test_class_weights_divide_by_the_summed_weight() -> None:
+WEIGHTS = (0.5, 2.0, 7.0)
+
+
+def labelled(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, classes), two of one, and labels of what is not ignored."""
+    both = logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], 1)
+    return both[labels != IGNORE], labels[labels != IGNORE]
+
+
+def weighted_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(*labelled(logits, labels), torch.tensor(WEIGHTS, dtype=torch.float64))
+
+
+def focal(logits: Tensor, labels: Tensor, gamma: float = 2, weights: tuple[float, ...] | None = None) -> Tensor:
+    """A loop over outputs of equation 5 of the paper."""
+    total, divisor = torch.zeros((), dtype=torch.float64), 0.0
+    for z, label in zip(*labelled(logits, labels), strict=True):
+        p = z.softmax(0)[label]
+        alpha = 1.0 if weights is None else weights[int(label)]
+        total = total - alpha * (1 - p) ** gamma * p.log()
+        divisor += alpha
+    return total / divisor
+
+
+def dice(logits: Tensor, labels: Tensor, weights: tuple[float, ...] | None = None) -> Tensor:
+    logits, labels = labelled(logits, labels)
+    found, shares = [], []
+    for k in labels.unique():
+        p, g = logits.softmax(1)[:, k], (labels == k).double()
+        found.append(2 * (p @ g) / (p @ p + g @ g))
+        shares.append(1.0 if weights is None else weights[int(k)])
+    return 1 - (torch.stack(found) @ torch.tensor(shares).double()) / sum(shares)
+
+
+LOSSES: dict[str, tuple[Loss, Plain]] = {
+    "cross entropy": (CrossEntropy(), cross_entropy),
+    "weighted": (CrossEntropy(WEIGHTS), weighted_cross_entropy),
+    "focal": (Focal(), focal),
+    "weighted focal": (Focal(WEIGHTS, 0.5), lambda z, y: focal(z, y, 0.5, WEIGHTS)),
+    "dice": (Dice(classes=3), dice),
+    "weighted dice": (Dice(WEIGHTS, 3), lambda z, y: dice(z, y, WEIGHTS)),
+    "linear sum": (
+        Total(terms=[(1, CrossEntropy()), (3, Focal())]),
+        lambda z, y: cross_entropy(z, y) + 3 * focal(z, y),
+    ),
+    "sum": (
+        Total(WEIGHTS, [(0.5, CrossEntropy(WEIGHTS)), (2, Dice(WEIGHTS, 3)), (1, Focal(WEIGHTS))]),
+        lambda z, y: 0.5 * weighted_cross_entropy(z, y) + 2 * dice(z, y, WEIGHTS) + focal(z, y, 2, WEIGHTS),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_of_tiles_on_any_number_of_workers_has_the_gradient_of_whole_images(name: str) -> None:
+    """Two images; one class is missing in some tiles, and some tiles have no label at all."""
+    drawn = Drawn.random(NETWORKS["unet"], [(40, 33), (19, 26)], classes=3)
+    drawn.labels[0][:24, :20][drawn.labels[0][:24, :20] == 2] = 1
+    drawn.labels[1][:8, :8] = IGNORE
+    loss, plain = LOSSES[name]
+    whole = drawn.whole(plain)
+    for core, world in (((16, 16), 1), ((8, 28), 2), ((20, 12), 3)):
+        samples = all_samples(Sampler(drawn.cores("tiles", core), 1))
+        found, sums = drawn.by_workers(samples, world, loss)
+        assert distance(found, whole) < EXACT
+        assert abs((sums.value(loss) or 0) - drawn.value(plain)) < EXACT
+    if name != "cross entropy":
+        assert distance(drawn.by_workers(samples, 3)[0], whole) > 1e-3
+
+
+def test_dice_of_each_tile_by_itself_has_another_gradient() -> None:
     drawn = Drawn.random(NETWORKS["unet"], [(40, 33)], classes=3)
-    loss = CrossEntropy([0.5, 2, 7])
-    samples = all_samples(Sampler(drawn.cores("tiles", (16, 16)), 1))
-    assert distance(drawn.by_workers(samples, 3, loss=loss)[0], drawn.whole(loss)) < EXACT
-    assert distance(drawn.by_workers(samples, 3)[0], drawn.whole(loss)) > 1e-3
+    samples = all_samples(Sampler(drawn.cores("tiles", (8, 8)), 1))
+    each = sum(drawn.by_workers([sample], 1, Dice(classes=3))[0] for sample in samples) / len(samples)
+    assert distance(torch.as_tensor(each), drawn.whole(dice)) > 1e-3
+
+
+def test_dice_keeps_the_same_outputs_in_both_passes() -> None:
+    """Its gradient is that of the whole image without the labels that were not kept."""
+    drawn = Drawn.random(NETWORKS["unet"], [(40, 33)], classes=3)
+    sampler = Sampler(drawn.cores("tiles", (16, 16)), "image", keep=0.5, seed=1)
+    samples = sampler.step(0)[: len(sampler.cores[0])]
+    found, _ = drawn.by_workers(samples, 2, Dice(classes=3), kept=sampler.kept, keep=0.5)
+    for sample in samples:
+        drawn.labels[0][sample.tile.core.slices][~sampler.kept(sample)] = IGNORE
+    assert distance(found, drawn.whole(dice)) < EXACT
+
+
+def test_a_class_that_is_not_in_the_batch_is_left_out_of_dice() -> None:
+    """What is nowhere has no overlap; a batch of nothing but that has no gradient, and is no error."""
+    drawn = Drawn.random(NETWORKS["unet"], [(20, 20)], classes=3)
+    drawn.labels[0][drawn.labels[0] == 1] = 2
+    samples = all_samples(Sampler(drawn.cores("tiles", (8, 8)), 1))
+    assert distance(drawn.by_workers(samples, 2, Dice(classes=3))[0], drawn.whole(dice)) < EXACT
+    gradient, sums = drawn.by_workers(samples, 2, Dice((0, 1, 0), 3))
+    assert not gradient.any() and sums.value(Dice((0, 1, 0), 3)) is None
+
+
+def test_what_a_worker_cannot_read_is_known_to_all_in_either_pass() -> None:
+    drawn = Drawn.random(NETWORKS["unet"], [(20, 20)], classes=3)
+    samples = all_samples(Sampler(drawn.cores("tiles", (8, 8)), 1))
+    times = []
+
+    def broken(mine: list[Sample]) -> Iterator[Read]:
+        times.append(mine)
+        if samples[0] in mine and len(times) >= at:
+            raise ValueError("cut short")
+        yield from Drawn.reads(drawn, mine)
+
+    for at in (1, 3):
+        times.clear()
+        drawn.reads = broken  # type: ignore[method-assign, assignment]
+        _, sums = drawn.by_workers(samples, 2, Dice(classes=3))
+        assert sums.failed == 1 and len(times) == at + 1
 
 
 @pytest.mark.parametrize("weights", [None, [0.25, 3.0]])
 def test_one_channel_is_the_logit_of_class_1(weights: list[float] | None) -> None:
-    """Binary cross entropy of z is that of two channels whose logits are 0 and z."""
+    """A loss of z is that of two channels whose logits are 0 and z."""
     random = torch.Generator().manual_seed(0)
     z = torch.randn(1, 9, 9, generator=random, dtype=torch.float64)
     labels = torch.randint(0, 2, (9, 9), generator=random)
     labels[3:5] = IGNORE
-    loss = CrossEntropy(weights)
-    two = loss.sum(torch.cat([torch.zeros_like(z), z]), labels)
-    assert torch.allclose(loss.sum(z, labels), two, atol=1e-12)
+    both = torch.cat([torch.zeros_like(z), z])
+    for loss in (CrossEntropy(weights), Focal(weights), Dice(weights)):
+        assert torch.allclose(loss.sums(z, labels), loss.sums(both, labels), atol=1e-12)
 
 
 def test_keeping_the_loss_of_all_outputs_is_the_same_bit_for_bit_as_not_asking() -> None:
@@ -125,7 +233,7 @@ def test_the_mean_gradient_of_kept_losses_approaches_the_full_one() -> None:
     assert len(samples) == 400 * 9 and len({sample.number for sample in samples}) == len(samples)
     for image in range(400):
         part = samples[9 * image : 9 * image + 9]
-        draws.append(drawn.by_workers(part, 2, kept=sampler.kept, keep=0.25)[0])
+        draws.append(drawn.by_workers(part, 1, kept=sampler.kept, keep=0.25)[0])
     drawn_gradients = torch.stack(draws)
     error = (drawn_gradients.mean(0) - whole) / (drawn_gradients.std(0) / len(draws) ** 0.5)
     assert error.abs().max() < 4, "more than four standard errors off"
@@ -136,7 +244,7 @@ def test_a_batch_without_labels_and_a_worker_without_samples_have_no_gradient() 
     drawn = Drawn.random(NETWORKS["unet"], [(20, 20)], classes=3)
     drawn.module.zero_grad()
     sums = reduce(drawn.module, accumulate(drawn.module, [], CrossEntropy()), lambda tensor: None)
-    assert sums == Sums() and not gradient_of(drawn.module).any()
+    assert not sums.of_loss.any() and sums.weight == sums.pixels == 0 and not gradient_of(drawn.module).any()
     drawn.labels[0][:] = IGNORE
     gradient, sums = drawn.by_workers(all_samples(Sampler(drawn.cores("tiles", (8, 8)), 1)), 2)
     assert sums.pixels == 0 and sums.weight == 0 and not gradient.any()

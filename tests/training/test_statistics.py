@@ -21,6 +21,8 @@ def test_running_statistics_move_by_those_of_all_pixels_together() -> None:
         mine.begin()
         their.begin()
         ours(tiles[0] + step)
+        with torch.no_grad():  # a first pass, which gathers the sums of a loss
+            ours(tiles[1] + 9)
         ours(tiles[2] + step)
         other(tiles[1] + step)
         theirs_of_step = {id(of): of.clone() for of in their.seen.values()}

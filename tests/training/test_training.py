@@ -21,8 +21,11 @@ import pipeline
 from pipeline.jobfile import validated
 from pipeline.network.loading import load_network
 from pipeline.runs import task_of
-from pipeline.training.loop import Schedule, begin
+from pipeline.training.group import Group
+from pipeline.training.loop import Schedule, begin, gradient
+from pipeline.training.loop import network as network_of
 from pipeline.training.run_folder import RunFolder
+from pipeline.training.statistics import Statistics
 from pipeline.trainjob import TrainJob
 
 ROOT = Path(__file__).parents[2]
@@ -250,6 +253,32 @@ def test_frozen_batch_norm_keeps_its_statistics_and_another_one_moves_them(tmp_p
         state = load_network(run.path).module.state_dict()
         means = [value for key, value in state.items() if key.endswith("running_mean")]
         assert len(means) == 6 and all(bool(mean.any()) != frozen for mean in means)
+
+
+def test_both_passes_of_dice_see_the_same_views_and_keep_the_same_outputs(tmp_path: Path) -> None:
+    """A step's gradient against torch's alone, over all tiles at once; batch norm sees each pixel once."""
+    network = {"architecture": "unet", "base": 4, "depth": 1, "norm": "batch", "classes": 2}
+    augment = {"flip": True, "rotate": True, "contrast": 0.3, "noise": 9}
+    sampling = {"kind": "tiles", "core": 32, "loss_keep": 0.5}
+    given = {"loss": "dice", "network": network, "augment": augment, "sampling": sampling, "precision": "float64"}
+    task = task_of(validated(TrainJob, job(tmp_path, **given)))
+    module, plain = (network_of(task, begin(task)["module"], "cpu") for _ in range(2))
+    sampler = task.sampler()
+    sums = gradient(task, module, sampler, task.reader(), Statistics(module), 1, Group())
+    assert task.augment is not None
+    p, g = [], []
+    for sample, pixels, labels in task.augment.views(task.reader().reads(sampler.step(0)), task.field):
+        logits = plain(torch.from_numpy(pixels)[None].double())[0][:, *sample.tile.crop.slices]
+        counted = torch.from_numpy((labels >= 0) & sampler.kept(sample))
+        p.append(logits.softmax(0)[:, counted])
+        g.append(torch.stack([torch.from_numpy(labels)[counted] == k for k in (0, 1)]).double())
+    every, true = torch.cat(p, 1), torch.cat(g, 1)
+    dice = 1 - (2 * (every * true).sum(1) / (every**2 + true**2).sum(1)).mean()
+    dice.backward()
+    assert sums.value(task.loss) == pytest.approx(dice.item(), abs=1e-12)
+    for one, other in zip(module.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, rtol=0, atol=1e-10)  # type: ignore[arg-type]
+    assert int(module.get_buffer("down.0.1.num_batches_tracked")) == 1
 
 
 def test_nothing_of_the_callers_torch_is_changed(tmp_path: Path) -> None:
