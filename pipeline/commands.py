@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -13,6 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 LOG_EVERY = 10.0
+GRACE = 30.0
+"""Seconds that a command may take to end when told to; then it says where it stands, and is ended."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,8 +33,12 @@ def run(main: Callable[[], int]) -> NoReturn:
 
     def ended(*_: Any) -> NoReturn:
         os.write(2, b"ended: the same command continues\n")
+        faulthandler.dump_traceback_later(GRACE, exit=True)  # what is interrupted anywhere may be held up anywhere
         raise SystemExit(143)
 
+    # importing torch makes half a million objects, none of them garbage: not looked through meanwhile, nor at the end
+    gc.set_threshold(100_000)
+    atexit.register(gc.freeze)
     signal.signal(signal.SIGTERM, ended)
     try:
         status = main()

@@ -1,4 +1,4 @@
-"""From image to output, in Python and as commands: killed and resumed equals undisturbed, errors are one line."""
+"""From image to output, in Python and as commands; what is wrong is one line."""
 
 from __future__ import annotations
 
@@ -66,33 +66,6 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(*words: str | Path, cwd: Path, module: str = "infer") -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", f"pipeline.{module}", *map(str, words)]
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=200)
-
-
-def shards(output: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(output)): p.read_bytes() for p in output.glob("[0-9]/c/**/*") if p.is_file()}
-
-
-def test_killed_and_resumed_gives_the_same_bytes(big: Path, tmp_path: Path) -> None:
-    words = [big, "--network", "unet-tiny", "--tile", "64,64", "--kind", "probability"]
-    undisturbed = command(*words, "-o", "a.zarr", "--workers", "2", cwd=tmp_path)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    line = [sys.executable, "-m", "pipeline.infer", *map(str, words), "-o", "b.zarr", "--workers", "1"]
-    run = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    ledger = tmp_path / "b.zarr" / "ledger" / "ledger.txt"
-    deadline = time.monotonic() + 60
-    while (not ledger.exists() or ledger.read_bytes().count(b"\n") < 8) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    assert 8 <= ledger.read_bytes().count(b"\n") < 100
-    again = command(*words, "-o", "b.zarr", "--workers", "2", cwd=tmp_path)
-    assert again.returncode == 0 and "were done before" in again.stdout, again.stdout + again.stderr
-    assert shards(tmp_path / "a.zarr") == shards(tmp_path / "b.zarr")
-    finished = command(*words, "-o", "b.zarr", cwd=tmp_path)
-    assert finished.returncode == 0 and "finished already" in finished.stdout
-    sound = command("b.zarr", cwd=tmp_path, module="verify")
-    assert sound.returncode == 0 and "sound" in sound.stdout, sound.stdout + sound.stderr
-    assert (tmp_path / "b.preview.png").stat().st_size > 1000
 
 
 def test_verify_finds_a_planted_seam(big: Path, tmp_path: Path) -> None:

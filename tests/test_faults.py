@@ -31,10 +31,10 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def line(image: Path, *more: str) -> list[str]:
+def line(image: Path, workers: int = 1) -> list[str]:
     """A command whose run has 70 tiles and two pyramid shards."""
-    words = ["--network", "unet-tiny", "--tile", "64,64", "--kind", "probability", "-o", "o.zarr", "--workers", "2"]
-    return [sys.executable, "-m", "pipeline.infer", str(image), *words, *more]
+    words = ["--network", "unet-tiny", "--tile", "64,64", "--kind", "probability", "-o", "o.zarr"]
+    return [sys.executable, "-m", "pipeline.infer", str(image), *words, "--workers", str(workers)]
 
 
 def begin(command: list[str], folder: Path) -> subprocess.Popen[str]:
@@ -98,28 +98,29 @@ def alive(pid: int) -> bool:
 
 
 def test_killed_again_and_again(image: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    """Just begun, among the tiles, in the pyramid, and when all but the preview is there."""
+    """Just begun, among the tiles, in the pyramid, and when all but the preview is there; by other numbers of workers."""
     moments: list[Moment] = [
         lambda f: (f / "o.zarr" / "zarr.json").exists(),
         lambda f: lines(f) >= 9,
         lambda f: (f / "o.zarr" / "1" / "c").exists(),
         lambda f: lines(f) == UNITS,
     ]
-    for moment in moments:
-        run = begin(line(image), tmp_path)
+    for workers, moment in zip((1, 2, 1, 1), moments, strict=True):
+        run = begin(line(image, workers), tmp_path)
         until(moment, run, tmp_path)
-        workers = children(run.pid)
+        served = children(run.pid)
         run.kill()
         run.communicate()
         deadline = time.monotonic() + 1
-        while any(map(alive, workers)) and time.monotonic() < deadline:
+        while any(map(alive, served)) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert not any(map(alive, workers))
+        assert not any(map(alive, served))
         damage(tmp_path / "o.zarr")
     finish(line(image), tmp_path)
     assert contents(tmp_path) == undisturbed
     assert "finished already" in finish(line(image), tmp_path)
     assert contents(tmp_path) == undisturbed
+    assert pipeline.verify(tmp_path / "o.zarr").ok
 
 
 def damage(output: Path) -> None:
@@ -135,7 +136,7 @@ def damage(output: Path) -> None:
 
 def test_stopped_and_continued(image: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
     for how, status, units in ((signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 6)):
-        run = begin(line(image), tmp_path)
+        run = begin(line(image, workers=2), tmp_path)
         until(lambda f, units=units: lines(f) >= units, run, tmp_path)
         workers = children(run.pid)
         began = time.monotonic()
@@ -150,7 +151,7 @@ def test_stopped_and_continued(image: Path, undisturbed: dict[str, bytes], tmp_p
 
 
 def test_a_worker_that_is_killed_is_replaced(image: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    run = begin(line(image), tmp_path)
+    run = begin(line(image, workers=2), tmp_path)
     for n in (3, 12):
         until(lambda f, n=n: lines(f) >= n, run, tmp_path)
         os.kill(children(run.pid)[0], signal.SIGKILL)
