@@ -21,6 +21,8 @@ from pipeline.network.graph import single_output
 from pipeline.network.sizes import fails_at
 from tests.zoo import PLAIN, ZOO, Architecture, integer_weights_, random_network
 
+pytestmark = pytest.mark.no_cover  # the same code as elsewhere, on many networks
+
 Pair = tuple[int, int]
 
 

@@ -98,7 +98,7 @@ def alive(pid: int) -> bool:
 
 
 def test_killed_again_and_again(image: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    """Just begun, among the tiles, in the pyramid, and when all but the preview is there; by other numbers of workers."""
+    """Just begun, among the tiles, in the pyramid, and when all but the preview is there."""
     moments: list[Moment] = [
         lambda f: (f / "o.zarr" / "zarr.json").exists(),
         lambda f: lines(f) >= 9,

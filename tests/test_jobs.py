@@ -53,7 +53,7 @@ def draw(path: Path, size: int, corrupt: bool = False) -> Path:
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """Started as the README says, in a checkout with an image in it."""
     (port,) = free_ports(1)
-    with prepared(tmp_path_factory.mktemp("jobs"), port, num_cpus=4) as head:
+    with prepared(tmp_path_factory.mktemp("jobs"), port, num_cpus=2) as head:
         for name in ("jobs", "pipeline", ".rayignore", ".gitignore", "pyproject.toml"):
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, head.checkout / name)

@@ -26,7 +26,7 @@ ENGINES = ["here", *PROCESSES]
 WORKERS = 2
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def scheduler() -> Iterator[str]:
     """Address of a Dask cluster of two worker processes that are started again when they die."""
     from distributed import LocalCluster

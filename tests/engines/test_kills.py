@@ -63,7 +63,7 @@ def processes(title: str, within: str) -> list[int]:
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("image") / "image.tif"
-    pixels = np.random.default_rng(0).integers(0, 255, (900, 900, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 255, (640, 720, 3), np.uint8)
     tifffile.imwrite(path, pixels, tile=(128, 128), compression="zlib")
     return path
 
