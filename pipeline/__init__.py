@@ -25,6 +25,7 @@ __all__ = [
     "Plan",
     "ReceptiveField",
     "convert",
+    "export",
     "extend",
     "load_network",
     "open_image",
@@ -132,6 +133,17 @@ def train(job: Any) -> Trained:
     from pipeline import api
 
     return api.train(job)
+
+
+def export(net: Any, path: str | os.PathLike[str]) -> str:
+    """Write a network, anything that `load_network` takes, to a .pt2 of torch.export for images of any size.
+
+    Its normalisation is its first step; `load_network` takes the file. Returns the path. Raises ValueError for a file
+    that is there already, and for a network that torch cannot export.
+    """
+    from pipeline import api
+
+    return api.export(net, path)
 
 
 def convert(image: Any, output: str | os.PathLike[str], **options: Any) -> Result:

@@ -1,4 +1,4 @@
-"""What commands, jobs and users call: predict, plan, verify, convert, train."""
+"""What commands, jobs and users call: predict, plan, verify, convert, train, export."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ from pipeline.worker import Job, extend_to
 if TYPE_CHECKING:
     from pipeline.runs import Trained
 
-__all__ = ["Report", "Result", "TilesFailed", "convert", "extend", "plan", "predict", "predict_lazy", "receptive_field",
-           "train", "verify"]  # fmt: skip
+__all__ = ["Report", "Result", "TilesFailed", "convert", "export", "extend", "plan", "predict", "predict_lazy",
+           "receptive_field", "train", "verify"]  # fmt: skip
 
 
 @dataclass
@@ -156,6 +156,16 @@ def train(job: Any, *, look: Callable[[dict[str, Any]], None] = lambda line: Non
     from pipeline.runs import train_job  # which predictions need not wait for
 
     return train_job(job if isinstance(job, TrainJob) else validated(TrainJob, job), look)
+
+
+def export(net: Any, path: str | os.PathLike[str]) -> str:
+    """See `pipeline.export`."""
+    from pipeline.network.exporting import export_network
+
+    network = load_network(net)
+    if network.channels is None:
+        raise ValueError(f"network {network.name}: nothing tells how many channels it takes, so it cannot be traced")
+    return str(export_network(network, path, network.channels))
 
 
 def receptive_field(net: Any, shape: tuple[int, int, int] | None = None) -> ReceptiveField:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Mapping
@@ -18,7 +19,10 @@ from pipeline.config import options
 from pipeline.network.builtin import build
 from pipeline.network.loading import Network, choose_device, load_network
 from pipeline.network.normalise import check_normalisation
+from pipeline.reporting.examples import find_examples
 from pipeline.reporting.report import write_report
+from pipeline.reporting.sampling_map import sampling_maps
+from pipeline.reporting.tensorboard import Board
 from pipeline.storage.image import open_image
 from pipeline.storage.location import is_url
 from pipeline.training.augmentation import Augmentation
@@ -27,7 +31,7 @@ from pipeline.training.group import Group
 from pipeline.training.loop import Schedule, Task, train
 from pipeline.training.loss import CrossEntropy, Dice, Focal, Loss, Total
 from pipeline.training.pairs import Pair, scored
-from pipeline.training.run_folder import RunFolder
+from pipeline.training.run_folder import FREE, RunFolder
 from pipeline.training.sampling import cut
 from pipeline.training.validation import Validation
 from pipeline.trainjob import NewNetwork, TrainJob
@@ -73,11 +77,14 @@ def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[st
     if state is not None and state["data"] != task.data:
         raise ValueError(f"run {job.run} was begun with other images or labels than there are now: give another run")
     before = 0 if state is None else int(state["step"])
+    board = Board(folder.path) if job.tensorboard else None
     shown = 0
 
     def report() -> None:
         nonlocal shown
         lines, shown = folder.lines_from(shown)
+        if board is not None:
+            board.add(lines)
         for line in [line for line in lines if "loss" in line][-1:]:
             look(line)
 
@@ -85,14 +92,19 @@ def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[st
         _train_here(task, report)
     else:
         _train_on_ray(task, job.workers, report)
-    write_report(folder.path, load_network(job.run).module, task.validation)
+        report()
+    best, worst = ([], []) if task.validation is None else find_examples(task.validation, load_network(job.run).module)
+    if board is not None:
+        board.show({"best": best, "worst": worst}, job.steps)
+        board.close()
+    write_report(folder.path, best, worst, sampling_maps(task))
     return _trained(folder, before)
 
 
 def task_of(job: TrainJob) -> Task:
     """All that workers need. Raises ValueError for a network, data or options that do not fit each other."""
     network = network_of(job)
-    asked = options(precision=job.precision, device="cpu", mode="blend")
+    asked = options(precision=stored(job), device="cpu", mode="blend")
     analysis = Analysis(network, asked)  # in this mode, a network that is not local is no error yet
     core = (job.sampling.core,) * 2 if isinstance(job.sampling.core, int) else job.sampling.core
     augment = None if job.augment is None else Augmentation(**job.augment.model_dump(), seed=job.seed)
@@ -110,7 +122,7 @@ def task_of(job: TrainJob) -> Task:
     if split.validation:
         validation = Validation(
             split.validation,
-            _plans(split.validation, network, job.precision),
+            _plans(split.validation, network, stored(job)),
             analysis.channels,
             analysis.classes,
             ignore=job.data.ignore,
@@ -145,6 +157,7 @@ def task_of(job: TrainJob) -> Task:
         ema=job.ema,
         schedule=Schedule() if job.schedule is None else Schedule(job.schedule.name, job.schedule.warmup),
         checkpoint_every=job.checkpoint_every,
+        checkpoint_activations=job.checkpoint_activations,
     )
 
 
@@ -162,6 +175,11 @@ def loss_of(job: TrainJob, classes: int) -> Loss:
     if [*factors.values()] == [1.0]:
         return made[next(iter(factors))]
     return Total(job.class_weights, [(factor, made[name]) for name, factor in factors.items()])
+
+
+def stored(job: TrainJob) -> str:
+    """The precision of the weights, in which they are validated."""
+    return "float32" if job.precision == "bfloat16" else job.precision
 
 
 def network_of(job: TrainJob) -> Network:
@@ -190,7 +208,7 @@ def card_of(job: TrainJob, train: tuple[Pair, ...], held: tuple[Pair, ...]) -> d
 
     names = {"train": [pair.name for pair in train], "validation": [pair.name for pair in held]}
     counts = [sum(column) for column in zip(*(pair.counts for pair in train), strict=True)]
-    told = job.model_dump(mode="json", exclude={"run", "network", "data", "normalise", "workers", "checkpoint_every"})
+    told = job.model_dump(mode="json", exclude={"network", "data", "normalise", *FREE})
     versions = {"pipeline": pipeline.__version__, "torch": torch.__version__, "python": platform.python_version()}
     return {
         "data": {**names, "labelled": counts},
@@ -229,20 +247,21 @@ def _train_here(task: Task, report: Callable[[], None]) -> None:
         torch.set_num_threads(threads)
 
 
-def _train_on_ray(task: Task, workers: int, report: Callable[[], None]) -> None:
+def _train_on_ray(task: Task, workers: int | tuple[int, int], report: Callable[[], None]) -> None:
     """In the Ray cluster that is there, or in one of our own."""
     from pipeline.engines.ray_cluster import connected, no_room, view
     from pipeline.training.on_ray import train_on_ray
 
-    with connected(None, workers, 0):
+    least, most = workers if isinstance(workers, tuple) else (workers, workers)
+    with connected(None, min(most, max(least, len(os.sched_getaffinity(0)))), 0):
         import ray
 
-        gpus = ray.cluster_resources().get("GPU", 0) >= workers
+        gpus = ray.cluster_resources().get("GPU", 0) >= least
         needs = {"CPU": 1.0, "GPU": float(gpus)}
         seen = view(needs)
         if not seen.held and not seen.grows:
             raise no_room(needs)
-        if seen.held < workers and not seen.grows:
+        if seen.held < least and not seen.grows:
             raise ValueError(f"workers={workers}: the cluster holds {seen.held} of one CPU each")
         train_on_ray(task, workers, gpus=gpus, look=report)
 

@@ -198,12 +198,17 @@ class TrainJob(Settings):
     """Norm to which a longer gradient, of all parameters together, is shortened."""
     freeze_norm: bool = False
     """Batch norm keeps the statistics that the network came with, so that tiles have the whole image's gradient."""
+    tensorboard: bool = False
+    """The log, and pictures in the end, in the folder `tensorboard` of the run too."""
     steps: Count = 2000
-    workers: Annotated[int, Field(ge=0)] = 2
-    """0: in this process."""
+    workers: Annotated[int, Field(ge=0)] | tuple[Count, Count] = 2
+    """0: in this process; (least, most): as many as there is room for, also when some are lost or nodes are added."""
     checkpoint_every: Count | None = None
     """Steps; None: about a minute."""
-    precision: Literal["float32", "float64"] = "float32"
+    checkpoint_activations: bool = False
+    """Of each stage only the input is kept, and the rest computed again on the way back: less memory, more time."""
+    precision: Literal["float32", "float64", "bfloat16"] = "float32"
+    """bfloat16: the passes of training only; weights, optimiser and validation are in float32."""
     seed: Annotated[int, Field(ge=0)] = 0
 
     @field_validator("batch", mode="before")
@@ -212,3 +217,12 @@ class TrainJob(Settings):
         if isinstance(batch, str) and batch != "image":
             raise ValueError("give a number of samples, or image")
         return batch
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _number_or_range(cls, workers: Any) -> Any:
+        if isinstance(workers, list | tuple):
+            whole = len(workers) == 2 and all(isinstance(n, int) for n in workers)
+            if not whole or not 1 <= workers[0] <= workers[1]:
+                raise ValueError("give a number, or [least, most] with at least 1")
+        return workers

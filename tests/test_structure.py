@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-COMMANDS = {"infer", "train", "verify", "convert", "__main__"}
+COMMANDS = {"infer", "train", "verify", "convert", "export", "__main__"}
 PARTS = {"tiling", "storage", "network", "stitching", "engines"}
 """What lies at the bottom. Of these, only tiling is known to the others."""
 
@@ -28,7 +28,7 @@ ARROWS = {
     "previewing": {"storage", "stitching", "tiling"},
     "worker": {"previewing", "storage", "network", "stitching", "tiling"},
     "training": {"worker", "network", "storage", "tiling"},
-    "reporting": {"training", "network", "stitching"},
+    "reporting": {"training", "network", "stitching", "storage", "tiling"},
     "analysis": {"config", "worker", "network", "storage", "tiling"},
     "planning": {"analysis", "config", "worker", "network", "storage", "tiling"},
     "describing": {"config", "analysis", "stitching", "storage", "tiling"},

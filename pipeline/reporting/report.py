@@ -10,13 +10,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from pipeline.network.folder import CARD
 from pipeline.reporting.charts import Line, line_chart, smoothed
-from pipeline.reporting.examples import PANELS, Example, find_examples
+from pipeline.reporting.examples import PANELS, Example
+from pipeline.reporting.sampling_map import SamplingMap
 from pipeline.training.run_folder import LOG
-from pipeline.training.validation import Validation
 
 REPORT = "report.html"
 SCORES = (("mean_iou", "mean IoU"), ("mean_f1", "mean F1"), ("accuracy", "accuracy"))
@@ -41,13 +39,13 @@ figcaption, .note { color: #59636b } img { max-width: 100%; image-rendering: pix
 
 
 def write_report(
-    run: Path, module: nn.Module | None = None, validation: Validation | None = None, name: str = REPORT
+    run: Path,
+    best: Sequence[Example] = (),
+    worst: Sequence[Example] = (),
+    maps: Sequence[SamplingMap] = (),
+    name: str = REPORT,
 ) -> Path:
-    """Writes the report of a run's folder, from its metrics.jsonl and its card; the path of the file.
-
-    module: the network in the precision of the plans of `validation`, for examples of what it predicts; without
-    either there are none.
-    """
+    """Writes the report of a run's folder, from metrics.jsonl, its card and these pictures; the path of the file."""
     card = _card(run)
     steps, validations = read_records(run / LOG)
     parts = [
@@ -56,10 +54,9 @@ def write_report(
         _curves(steps, validations),
     ]
     if validations:
-        best = max(validations, key=lambda record: record["validation"].get("mean_iou") or 0.0)
-        parts.append(_scores(best, card.get("class_names")))
-    if module is not None and validation is not None:
-        parts += _examples(*find_examples(validation, module))
+        highest = max(validations, key=lambda record: record["validation"].get("mean_iou") or 0.0)
+        parts.append(_scores(highest, card.get("class_names")))
+    parts += [*_examples(best, worst), _section("Sampling", _sampling(maps))]
     parts.append(_section("Network, data, versions", _facts(card)))
     page = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
@@ -185,6 +182,16 @@ def _figure(example: Example) -> str:
         f'<figure><figcaption>{escape(said)}</figcaption><div class="shown"><div class="panels note">{heads}</div>'
         f'<img alt="{escape(alt)}" src="data:image/png;base64,{data}"></div></figure>'
     )
+
+
+def _sampling(maps: Sequence[SamplingMap]) -> str:
+    note = '<p class="note">How often each part of the first training images was drawn: the more, the redder.</p>'
+    figures = "".join(
+        f'<figure><img alt="{escape(shown.said)}" src="data:image/png;base64,{base64.b64encode(shown.png).decode()}">'
+        f"<figcaption>{escape(shown.said)}</figcaption></figure>"
+        for shown in maps
+    )
+    return note + f'<div class="charts">{figures}</div>' if figures else ""
 
 
 def _facts(card: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from pipeline.training.group import Group
 from pipeline.training.loss import Loss
 from pipeline.training.metrics import metrics
 from pipeline.training.pairs import Pair
+from pipeline.training.passes import passes
 from pipeline.training.reading import Reader
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.sampling import Kind, Sampler, cut
@@ -32,6 +33,8 @@ from pipeline.training.validation import Validation
 
 SECONDS = 60.0
 """Between checkpoints where no number of steps is asked for: what a death costs at most."""
+HURRY = 5.0
+"""The same while a worker is about to be taken away."""
 VALIDATIONS = 20
 """At most so many in a run, where its epochs are shorter."""
 STACK = 64
@@ -96,6 +99,7 @@ class Task:
     schedule: Schedule = Schedule()
     augment: Augmentation | None = None
     checkpoint_every: int | None = None
+    checkpoint_activations: bool = False
 
     @property
     def data(self) -> str:
@@ -111,10 +115,13 @@ class Task:
         return Reader(self.pairs, self.channels, self.classes, self.ignore, self.binary)
 
 
-def train(task: Task, group: Group, look: Callable[[], None] = lambda: None) -> None:
+def train(
+    task: Task, group: Group, look: Callable[[], None] = lambda: None, leaving: Callable[[], bool] = lambda: False
+) -> None:
     """Trains from the last checkpoint on to the last step, and writes the network folder; every worker runs this.
 
-    `look` is called after every step. Raises ValueError, on all workers, for what the user can mend.
+    `look` is called after every step, and `leaving` by the first worker: whether one is about to be taken away, until
+    when checkpoints come fast. Raises ValueError, on all workers, for what the user can mend.
     """
     torch.set_num_threads(1)
     folder, first = RunFolder(task.folder), group.rank == 0
@@ -146,10 +153,11 @@ def train(task: Task, group: Group, look: Callable[[], None] = lambda: None) -> 
                 follow(average, module, task.ema)
             if first:
                 spent = round(time.monotonic() - began, 4)
-                folder.log(step=step, loss=sums.value(task.loss), lr=rate, seconds=spent, pixels=sums.pixels)
+                told = {"loss": sums.value(task.loss), "lr": rate, "seconds": spent, "pixels": sums.pixels}
+                folder.log(step=step, **told, workers=group.world)
             if validation is not None and (step % validate_every(task, sampler) == 0 or step == task.steps):
                 best = validate(validation, average or module, best, step, folder, group)
-            if first and (step == task.steps or is_due(task, step, saved)):
+            if first and (step == task.steps or is_due(task, step, saved, leaving())):
                 folder.save(state_of(task, step, module, average, optimizer, best))
                 saved = time.monotonic()
             look()
@@ -173,7 +181,8 @@ def gradient(
         return found if task.augment is None else task.augment.views(found, task.field)
 
     statistics.begin()
-    sums = batch_gradient(module, reads, task.loss, group.add, kept=kept, keep=task.keep, together=together)
+    with passes(module, statistics, mixed=task.precision == "bfloat16", recompute=task.checkpoint_activations):
+        sums = batch_gradient(module, reads, task.loss, group.add, kept=kept, keep=task.keep, together=together)
     statistics.end(group.add)
     if sums.failed:
         raise ValueError(next(problem for problem in group.gather(sums.problem) if problem))
@@ -226,10 +235,11 @@ def validate_every(task: Task, sampler: Sampler) -> int:
     return max(math.ceil(len(sampler) / sampler.batch), math.ceil(task.steps / VALIDATIONS))
 
 
-def is_due(task: Task, step: int, saved: float) -> bool:
-    if task.checkpoint_every is not None:
-        return step % task.checkpoint_every == 0
-    return time.monotonic() - saved > SECONDS
+def is_due(task: Task, step: int, saved: float, leaving: bool) -> bool:
+    if task.checkpoint_every is not None and step % task.checkpoint_every == 0:
+        return True
+    limit = HURRY if leaving else SECONDS if task.checkpoint_every is None else math.inf
+    return time.monotonic() - saved > limit
 
 
 def validate(

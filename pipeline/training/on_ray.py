@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,21 +23,32 @@ DEATHS = 8
 """Deaths of workers that a run survives."""
 REFUSED = "refused.txt"
 """Beside the checkpoints: what the workers found that the user can mend, which no new attempt would change."""
+PLACED = 180.0
+"""Seconds in which the workers must have found room, which nodes that are added on demand take long to give."""
+SOON = 10.0
+"""The same where fewer would do. For up to 20 seconds Ray counts on the room of a node that it has lost."""
+NOTICE = 2.0
+"""Seconds between two looks at which nodes are about to go."""
 LOOK = 0.5
 """Seconds between two looks at how far the run is."""
 
 
-def train_on_ray(task: Task, workers: int, *, gpus: bool = False, look: Callable[[], None] = lambda: None) -> None:
+def train_on_ray(
+    task: Task, workers: int | tuple[int, int], *, gpus: bool = False, look: Callable[[], None] = lambda: None
+) -> None:
     """Trains with so many workers of one CPU each, and a GPU if `gpus`, in the cluster that this process has joined.
 
-    `look` is called now and then meanwhile. The folder must be one that every node sees.
+    workers: a number, or (least, most) of which there are as many as the cluster has room for: fewer go on where some
+    were lost, and more from the last checkpoint once there is room. `look` is called now and then meanwhile. The folder
+    must be one that every node sees.
     Raises ValueError for what the user can mend, RuntimeError where workers die too often.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    for name, value in {"WORKER_GROUP_START_TIMEOUT_S": "180", "HEALTH_CHECK_INTERVAL_S": "0.5"}.items():
-        os.environ.setdefault(f"RAY_TRAIN_{name}", value)
+    placed = SOON if isinstance(workers, tuple) else PLACED
+    for name, value in {"WORKER_GROUP_START_TIMEOUT_S": placed, "HEALTH_CHECK_INTERVAL_S": 0.5}.items():
+        os.environ.setdefault(f"RAY_TRAIN_{name}", str(value))
     checkpoints = Path(task.folder) / CHECKPOINTS
     (checkpoints / REFUSED).unlink(missing_ok=True)
     for left in checkpoints.glob("ray-*"):
@@ -49,7 +61,7 @@ def train_on_ray(task: Task, workers: int, *, gpus: bool = False, look: Callable
         run_config=RunConfig(
             name=name,
             storage_path=str(checkpoints),
-            failure_config=FailureConfig(max_failures=DEATHS, controller_failure_limit=DEATHS),
+            failure_config=FailureConfig(max_failures=DEATHS, controller_failure_limit=int(DEATHS * PLACED / placed)),
         ),
     )
     try:
@@ -62,14 +74,31 @@ def train_on_ray(task: Task, workers: int, *, gpus: bool = False, look: Callable
 
 def work(task: Task) -> None:
     """What each worker runs."""
+    from ray import get_runtime_context
     from ray.train.torch import get_device
 
     group = Group(str(get_device()))
     try:
-        train(task, group)
+        nodes = set(group.gather(get_runtime_context().get_node_id()))
+        train(task, group, leaving=notice(nodes))
     except ValueError as error:  # on all workers; raised, it would be tried again
         if group.rank == 0:
             (Path(task.folder) / CHECKPOINTS / REFUSED).write_text(str(error))
+
+
+def notice(nodes: set[str]) -> Callable[[], bool]:
+    """What tells whether one of these nodes is about to be taken away, as spot instances are; it asks now and then."""
+    import ray
+
+    asked, found = time.monotonic(), False
+
+    def leaving() -> bool:
+        nonlocal asked, found
+        if time.monotonic() - asked > NOTICE:
+            asked, found = time.monotonic(), not nodes.isdisjoint(ray._private.state.state.get_draining_nodes())
+        return found
+
+    return leaving
 
 
 def _fitted(fit: Callable[[], object], look: Callable[[], None]) -> None:

@@ -22,7 +22,7 @@ import torch
 import yaml
 
 JOB, LOG, CHECKPOINTS, CARD = "job.yaml", "metrics.jsonl", "checkpoints", "network.json"
-FREE = ("run", "workers", "checkpoint_every")
+FREE = ("run", "workers", "checkpoint_every", "checkpoint_activations", "tensorboard")
 """Keys that do not change what a run results in, and so may differ when it goes on."""
 KEPT = 2
 PATIENCE = 60.0

@@ -8,7 +8,8 @@ of all pixels of the step together, which differ between tiles as well as within
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class Statistics:
         for norm in self.norms:
             norm.momentum = 0.0  # a single pass moves nothing
         self.watched: list[RemovableHandle] = []
+        self.counts = True
 
     def begin(self) -> None:
         """A step begins: from here to its end, what each norm is given counts."""
@@ -41,11 +43,21 @@ class Statistics:
             zeros = torch.zeros(norm.num_features, dtype=torch.float64, device=norm.running_mean.device)
             self.seen[norm] = torch.stack([zeros] * 3)
 
+    @contextmanager
+    def unseen(self) -> Iterator[None]:
+        """What norms are given meanwhile they were given before."""
+        self.counts = False
+        try:
+            yield
+        finally:
+            self.counts = True
+
     def _see(self, norm: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
         """Adds up numbers, sums and squares of each channel; a pass without gradient, before the other, not twice."""
-        if not torch.is_grad_enabled():
+        if not (self.counts and torch.is_grad_enabled()):
             return
         values = inputs[0].detach()
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
         variance, mean = (of.double() for of in torch.var_mean(values, (0, 2, 3), correction=0))
         count = values.numel() // values.shape[1]
         self.seen[norm] += torch.stack([torch.full_like(mean, count), count * mean, count * (variance + mean**2)])

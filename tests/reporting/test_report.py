@@ -18,7 +18,7 @@ from pipeline.analysis import Analysis
 from pipeline.config import options
 from pipeline.network.loading import load_network
 from pipeline.planning import plan_image
-from pipeline.reporting.examples import GREY, WRONG, draw
+from pipeline.reporting.examples import GREY, WRONG, draw, find_examples
 from pipeline.reporting.report import read_records, write_report
 from pipeline.storage.image import open_image
 from pipeline.training.finding import find_pairs
@@ -70,7 +70,7 @@ def run_folder(folder: Path) -> Path:
 
 
 def test_all_is_in_one_file_that_fetches_nothing(tmp_path: Path) -> None:
-    page = write_report(run_folder(tmp_path), Bright().eval(), held_out(tmp_path)).read_text()
+    page = write_report(run_folder(tmp_path), *find_examples(held_out(tmp_path), Bright().eval())).read_text()
     assert not re.search(r"https?:|<script|<link|@import|url\(", page)
     assert "200 steps" in page and "best mean IoU" in page and "at step 200" in page
     assert page.count("<svg") == 2 and ">step</text>" in page and ">loss</text>" in page and ">mean IoU</text>" in page
@@ -81,7 +81,7 @@ def test_all_is_in_one_file_that_fetches_nothing(tmp_path: Path) -> None:
 
 
 def test_examples_are_the_best_and_the_worst(tmp_path: Path) -> None:
-    page = write_report(run_folder(tmp_path), Bright().eval(), held_out(tmp_path)).read_text()
+    page = write_report(run_folder(tmp_path), *find_examples(held_out(tmp_path), Bright().eval())).read_text()
     names = re.findall(r"<figcaption>(\d), rows 0 to 40, columns 0 to 48: mean IoU", page)
     assert names == ["1", "2", "3", "8", "7", "6"]  # 0, all ground, is right everywhere and shows nothing
     pictures = re.findall(r"data:image/png;base64,([^\"]+)", page)

@@ -18,6 +18,12 @@ import torch
 import yaml
 
 import pipeline
+from pipeline.jobfile import validated
+from pipeline.runs import task_of
+from pipeline.training import loop, on_ray
+from pipeline.training.group import Group
+from pipeline.training.run_folder import RunFolder
+from pipeline.trainjob import TrainJob
 from tests.training.test_training import ROOT, job, weights
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
@@ -97,12 +103,20 @@ def test_a_label_that_is_no_class_ends_a_run_on_workers_with_its_line(cluster: A
         pipeline.train(job(tmp_path, workers=9, run=str(tmp_path / "other")))
 
 
-@pytest.mark.parametrize("what", ["worker", pytest.param("driver", marks=pytest.mark.nightly)])
+RARE = [pytest.param(what, marks=pytest.mark.nightly) for what in ("driver", "node")]
+
+
+@pytest.mark.parametrize("what", ["worker", *RARE])
 def test_killed_at_a_random_step(what: str, cluster: Any, undisturbed: Path, tmp_path: Path) -> None:
-    """A worker's death costs the steps since the last checkpoint; after the driver's, the same command goes on."""
+    """A worker's death costs the steps since the last checkpoint; after the driver's, the same command goes on.
+
+    Where a node dies with its worker, the others go on without.
+    """
     chance = random.Random(what)
     run, file = tmp_path / "run", tmp_path / "job.yaml"
-    file.write_text(yaml.safe_dump(asked(undisturbed, run=str(run), workers=2)))
+    node = cluster.add_node(num_cpus=1, object_store_memory=100_000_000) if what == "node" else None
+    workers = {"worker": [1, 2], "node": [1, 3]}.get(what, 2)
+    file.write_text(yaml.safe_dump(asked(undisturbed, run=str(run), workers=workers)))
     session = os.path.basename(cluster.head_node.get_session_dir_path())
     driver = begin(file, cluster.address)
     at = chance.randint(4, 16)
@@ -110,6 +124,8 @@ def test_killed_at_a_random_step(what: str, cluster: Any, undisturbed: Path, tmp
     assert driver.poll() is None, driver.communicate()
     if what == "worker":
         os.kill(chance.choice(training_workers(session)), signal.SIGKILL)
+    elif node:
+        cluster.remove_node(node, allow_graceful=False)
     else:
         driver.kill()
         driver.communicate()
@@ -118,4 +134,52 @@ def test_killed_at_a_random_step(what: str, cluster: Any, undisturbed: Path, tmp
     assert driver.returncode == 0, err[-2000:]
     if what == "driver":
         assert "steps were done before" in out
+    if node:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [line["workers"] for line in lines if "loss" in line][::19] == [3, 2]
     check(run, undisturbed)
+
+
+class Busy:
+    pass
+
+
+def test_a_node_that_is_about_to_go_is_noticed(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+    from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    monkeypatch.setattr(on_ray, "NOTICE", 0.1)
+    node = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+    try:
+        here = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+        busy = ray.remote(num_cpus=1)(Busy).options(scheduling_strategy=here).remote()  # idle, it would go at once
+        ray.get(busy.__ray_ready__.remote())
+        its, others = on_ray.notice({node.node_id}), on_ray.notice({cluster.head_node.node_id})
+        time.sleep(0.2)
+        assert not its() and not others()
+        in_an_hour = int(1000 * time.time()) + 3_600_000
+        client = ray._private.worker.global_worker.gcs_client
+        assert client.drain_node(node.node_id, DRAIN_NODE_REASON_PREEMPTION, "spot", in_an_hour)[0]
+        until(its, 20)
+        time.sleep(0.2)
+        assert not others()
+    finally:
+        cluster.remove_node(node, allow_graceful=False)
+
+
+def test_checkpoints_come_fast_while_a_worker_is_about_to_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = task_of(validated(TrainJob, job(tmp_path, checkpoint_every=5)))
+    folder, done = RunFolder(task.folder), 0
+    folder.begin({})
+    seen: list[int] = []
+
+    def look() -> None:
+        nonlocal done
+        done += 1
+        state = folder.latest()
+        seen.append(0 if state is None else state["step"])
+
+    monkeypatch.setattr(loop, "HURRY", 0.0)
+    loop.train(task, Group(), look, lambda: done in (1, 2))
+    assert seen == [0, 2, 3, 3, 5, 6]

@@ -323,3 +323,43 @@ def test_the_log_is_read_as_it_grows(tmp_path: Path) -> None:
     assert folder.lines_from(end) == ([], end)
     folder.rewind(0)
     assert folder.lines_from(end) == ([], 0)
+
+
+def events(folder: Path) -> list[tuple[str, int, float]]:
+    """(tag, step, value) of all that TensorBoard will show; a picture's value is its height."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for file in folder.iterdir():
+        content, at = file.read_bytes(), 0
+        while at < len(content):  # length, its checksum, event, its checksum
+            size = int.from_bytes(content[at : at + 8], "little")
+            event = Event.FromString(content[at + 12 : at + 12 + size])
+            at += size + 16
+            for value in event.summary.value:
+                number = value.image.height if value.HasField("image") else value.simple_value
+                found.append((value.tag, event.step, number))
+    return found
+
+
+def test_tensorboard_has_each_step_once_also_of_a_run_that_was_gone_on_with(tmp_path: Path) -> None:
+    data = {**job(tmp_path)["data"], "validation": {"fraction": 0.3}}
+    asked = job(tmp_path, data=data, checkpoint_every=2)
+    run = Path(pipeline.train(asked).path)
+    assert not (run / "tensorboard").exists()
+    for _ in range(2):
+        for name in ("network.json", "checkpoints/00000006.pt"):
+            (run / name).unlink()
+        pipeline.train({**asked, "tensorboard": True})
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    shown = events(run / "tensorboard")
+    losses = [(step, value) for tag, step, value in shown if tag == "training/loss"]
+    assert losses == [(line["step"], np.float32(line["loss"])) for line in lines if "loss" in line]
+    scores = [line["validation"] for line in lines if "validation" in line]
+    for tag, values in {
+        "validation/mean_iou": [score["mean_iou"] for score in scores],
+        "validation/iou/1": [score["iou"][1] for score in scores],
+    }.items():
+        assert [value for name, _, value in shown if name == tag] == [np.float32(value) for value in values] != []
+    assert {tag.split("/")[1] for tag, _, _ in shown if tag.startswith("training")} == {"loss", "lr", "seconds"}
+    assert [step for tag, step, height in shown if tag.startswith("best/") and height > 50] == [6]
