@@ -31,7 +31,7 @@ from pipeline.training.group import Group
 from pipeline.training.loop import Schedule, Task, train
 from pipeline.training.loss import CrossEntropy, Dice, Focal, Loss, Total
 from pipeline.training.pairs import Pair, scored
-from pipeline.training.run_folder import FREE, RunFolder
+from pipeline.training.run_folder import BEGINNING, FREE, RunFolder
 from pipeline.training.sampling import cut
 from pipeline.training.validation import Validation
 from pipeline.trainjob import NewNetwork, TrainJob
@@ -78,7 +78,7 @@ def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[st
         raise ValueError(f"run {job.run} was begun with other images or labels than there are now: give another run")
     before = 0 if state is None else int(state["step"])
     board = Board(folder.path) if job.tensorboard else None
-    shown = 0
+    shown = BEGINNING
 
     def report() -> None:
         nonlocal shown

@@ -25,6 +25,9 @@ JOB, LOG, CHECKPOINTS, CARD = "job.yaml", "metrics.jsonl", "checkpoints", "netwo
 FREE = ("run", "workers", "checkpoint_every", "checkpoint_activations", "tensorboard")
 """Keys that do not change what a run results in, and so may differ when it goes on."""
 KEPT = 2
+Place = tuple[int, int]
+"""In the log: the number of the file, which is another one after it was rewound, and a byte."""
+BEGINNING: Place = (0, 0)
 PATIENCE = 60.0
 """Seconds to wait for the workers of a run whose driver was killed, until they have ended too."""
 
@@ -121,18 +124,19 @@ class RunFolder:
         _replace(self.path / LOG, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def lines(self) -> list[dict[str, Any]]:
-        return self.lines_from(0)[0]
+        return self.lines_from(BEGINNING)[0]
 
-    def lines_from(self, start: int) -> tuple[list[dict[str, Any]], int]:
-        """The complete lines from that byte on, and where they end; from the beginning where the log was rewound."""
+    def lines_from(self, place: Place) -> tuple[list[dict[str, Any]], Place]:
+        """The complete lines from that place on, and where they end; all of them where the log was rewound since."""
         path = self.path / LOG
         if not path.is_file():
-            return [], 0
+            return [], BEGINNING
         with path.open("rb") as file:
-            start = start if start <= os.fstat(file.fileno()).st_size else 0
+            number = os.fstat(file.fileno()).st_ino
+            start = place[1] if place[0] == number else 0
             file.seek(start)
             *complete, rest = (content := file.read()).split(b"\n")
-        return [json.loads(line) for line in complete], start + len(content) - len(rest)
+        return [json.loads(line) for line in complete], (number, start + len(content) - len(rest))
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -24,7 +24,7 @@ from pipeline.runs import task_of
 from pipeline.training.group import Group
 from pipeline.training.loop import Schedule, begin, gradient
 from pipeline.training.loop import network as network_of
-from pipeline.training.run_folder import RunFolder
+from pipeline.training.run_folder import BEGINNING, RunFolder
 from pipeline.training.statistics import Statistics
 from pipeline.trainjob import TrainJob
 
@@ -314,15 +314,17 @@ def test_a_second_command_for_the_same_run_is_refused(tmp_path: Path) -> None:
 
 def test_the_log_is_read_as_it_grows(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    assert folder.lines_from(0) == ([], 0)
+    assert folder.lines_from(BEGINNING) == ([], BEGINNING)
     folder.log(step=1, loss=0.5)
-    first, end = folder.lines_from(0)
+    first, end = folder.lines_from(BEGINNING)
     assert [line["step"] for line in first] == [1] and folder.lines_from(end) == ([], end)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
     assert folder.lines_from(end) == ([], end)
     folder.rewind(0)
-    assert folder.lines_from(end) == ([], 0)
+    for step in (1, 2, 3):  # beyond where it was, before anybody looks
+        folder.log(step=step, loss=0.25)
+    assert [line["step"] for line in folder.lines_from(end)[0]] == [1, 2, 3]
 
 
 def events(folder: Path) -> list[tuple[str, int, float]]:
