@@ -32,7 +32,7 @@ from pipeline.training.loop import Schedule, Task, train
 from pipeline.training.loss import CrossEntropy, Dice, Focal, Loss, Total
 from pipeline.training.pairs import Pair, scored
 from pipeline.training.run_folder import BEGINNING, FREE, RunFolder
-from pipeline.training.sampling import cut
+from pipeline.training.sampling import Cores, cut
 from pipeline.training.validation import Validation
 from pipeline.trainjob import NewNetwork, TrainJob
 
@@ -116,8 +116,13 @@ def task_of(job: TrainJob) -> Task:
     weights = job.class_weights
     if weights is not None and len(weights) != (named := scored(analysis.classes)):
         raise ValueError(f"class_weights={list(weights)}: the network tells {named} classes apart, give one for each")
+
+    def cores(pair: Pair) -> Cores:
+        return cut(pair.size, field, job.sampling.kind, core, pair.region)
+
+    by_core = None if job.sampling.kind == "patches" else cores  # of single outputs, a table would be the labels again
     split = find_pairs(**job.data.arguments(), field=field, channels=analysis.channels,
-                       classes=analysis.classes, seed=job.seed)  # fmt: skip
+                       classes=analysis.classes, seed=job.seed, cores=by_core)  # fmt: skip
     validation = None
     if split.validation:
         validation = Validation(
@@ -152,6 +157,8 @@ def task_of(job: TrainJob) -> Task:
         steps=job.steps,
         precision=job.precision,
         seed=job.seed,
+        cores=split.cores,
+        balanced=job.sampling.balanced,
         freeze_norm=job.freeze_norm,
         clip=job.clip,
         ema=job.ema,

@@ -93,6 +93,8 @@ class Sampling(Settings):
     core: Count | tuple[Count, Count] = 256
     """(y, x) of a tile's core in input pixels; one number for both."""
     loss_keep: Annotated[float, Field(gt=0, le=1)] = 1.0
+    balanced: bool = False
+    """Classes in turn, each time a core that has it, instead of every core once an epoch."""
 
     @field_validator("loss_keep")
     @classmethod
@@ -100,6 +102,13 @@ class Sampling(Settings):
         if keep < 1 and info.data.get("kind") == "patches":
             raise ValueError("a patch has a single output: it must be 1 for kind patches")
         return keep
+
+    @field_validator("balanced")
+    @classmethod
+    def _has_cores(cls, balanced: bool, info: ValidationInfo) -> bool:
+        if balanced and info.data.get("kind") == "patches":
+            raise ValueError("draws cores by what is in them, so it is for kind tiles or whole, not patches")
+        return balanced
 
 
 class Optimizer(Settings):
@@ -226,3 +235,10 @@ class TrainJob(Settings):
             if not whole or not 1 <= workers[0] <= workers[1]:
                 raise ValueError("give a number, or [least, most] with at least 1")
         return workers
+
+    @field_validator("batch")
+    @classmethod
+    def _is_drawn(cls, batch: Any, info: ValidationInfo) -> Any:
+        if batch == "image" and (sampling := info.data.get("sampling")) and sampling.balanced:
+            raise ValueError("sampling.balanced draws cores one by one: give a number of samples")
+        return batch

@@ -111,6 +111,8 @@ def test_validation_may_be_a_list_like_train() -> None:
         ("sampling.core=0", "option sampling.core=0: input should be greater than or equal to 1"),
         ("sampling.loss_keep=0", "option sampling.loss_keep=0: input should be greater than 0"),
         ("sampling={kind: patches, loss_keep: 0.5}", "sampling.loss_keep=0.5: a patch has a single output"),
+        ("sampling.balanced=even", "option sampling.balanced=even: input should be a valid boolean"),
+        ("sampling={kind: patches, balanced: true}", "option sampling.balanced=True: draws cores by what is in them"),
         ("sampling.keep=1", "unknown option 'sampling.keep'; did you mean 'loss_keep'?"),
         ("network.classes=0", "option network.classes=0: input should be greater than or equal to 1"),
         ("batch=many", "option batch=many: give a number of samples, or image"),
@@ -141,6 +143,11 @@ def test_what_is_wrong_is_one_line_that_names_it(tmp_path: Path, override: str, 
     with pytest.raises(ValueError) as caught:
         load_job(TrainJob, written(tmp_path, FULL), [override])
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_balanced_batch_is_not_an_image() -> None:
+    with pytest.raises(ValueError, match=r"^option batch=image: sampling.balanced draws cores one by one: give a num"):
+        validated(TrainJob, LEAST | {"batch": "image", "sampling": {"balanced": True}})
 
 
 def test_a_submitted_job_takes_no_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

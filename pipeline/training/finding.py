@@ -8,13 +8,17 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
+
+import numpy as np
 
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.location import is_url, local_path, name_of
 from pipeline.storage.remote import matching
 from pipeline.tiling.geometry import ReceptiveField, Region
 from pipeline.training.pairs import Labels, Pair, Split
+from pipeline.training.sampling import Cores
 from pipeline.training.splitting import by_image, by_region
 
 NAME = "{name}"
@@ -39,11 +43,13 @@ def find_pairs(
     ignore: int | None = None,
     binary: bool = False,
     seed: int = 0,
+    cores: Callable[[Pair], Cores] | None = None,
 ) -> Split:
     """The pairs that the patterns (image, label) stand for, in the order of their names, and those held out of them.
 
     Held out are the pairs of `validation`, or a `fraction` of the pairs ("image") or of each pair's rows or columns
-    ("region"; by default where there is one pair only), drawn by the seed alone. All labels are read.
+    ("region"; by default where there is one pair only), drawn by the seed alone. All labels are read, and counted
+    by the cores of each pair that is trained on, where `cores` says what these are.
     Raises ValueError of one line for a partner that is missing, for sizes, channels or classes that do not fit, for a
     file that cannot be read, and where nothing is labelled.
     """
@@ -55,11 +61,14 @@ def find_pairs(
         how = by or ("image" if len(pairs) > 1 else "region")
         split = by_image(pairs, fraction, seed) if how == "image" else by_region(pairs, fraction, field, seed)
 
-    def counted(pair: Pair) -> Pair:
+    def counted(pair: Pair, cores: Callable[[Pair], Cores] | None = None) -> tuple[Pair, np.ndarray]:
         with Labels(pair, classes=classes, ignore=ignore, binary=binary) as labels:
-            return replace(pair, counts=labels.count())
+            counts = labels.count(None if cores is None else cores(pair))
+            return replace(pair, counts=tuple(counts.sum(axis=0).tolist())), counts
 
-    split = Split(tuple(_all(split.train, counted)), tuple(_all(split.validation, counted)))
+    trained, held_out = _all(split.train, partial(counted, cores=cores)), _all(split.validation, counted)
+    tables = () if cores is None else tuple(counts for _, counts in trained)
+    split = Split(tuple(pair for pair, _ in trained), tuple(pair for pair, _ in held_out), tables)
     _refuse(f"{pair.label}: {_where(pair, field)} is labelled" for pair in (*split.train, *split.validation)
             if not any(pair.counts))  # fmt: skip
     return split

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -93,6 +94,9 @@ class Task:
     steps: int
     precision: str
     seed: int
+    cores: Sequence[np.ndarray] = ()
+    """Of each pair (cores, classes): the labelled outputs; without, cores that have none are not known."""
+    balanced: bool = False
     freeze_norm: bool = False
     clip: float | None = None
     ema: float | None = None
@@ -109,7 +113,9 @@ class Task:
 
     def sampler(self) -> Sampler:
         cores = [cut(pair.size, self.field, self.kind, self.core, pair.region) for pair in self.pairs]
-        return Sampler(cores, self.batch, keep=self.keep, seed=self.seed)
+        if self.cores:
+            cores = [of_image.labelled(counts) for of_image, counts in zip(cores, self.cores, strict=True)]
+        return Sampler(cores, self.batch, keep=self.keep, seed=self.seed, balanced=self.balanced)
 
     def reader(self) -> Reader:
         return Reader(self.pairs, self.channels, self.classes, self.ignore, self.binary)

@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.storage.image import Image, open_image
 from pipeline.tiling.geometry import Interval, Region
+from pipeline.training.sampling import Cores
 
 IGNORE = -100
 """The class of what has no loss and is not scored: torch's own ignore_index."""
@@ -37,6 +38,8 @@ class Split:
 
     train: tuple[Pair, ...]
     validation: tuple[Pair, ...] = ()
+    cores: tuple[np.ndarray, ...] = ()
+    """Of each pair that is trained on (cores, classes): the labelled outputs of each core, if these were asked for."""
 
 
 class Labels:
@@ -80,16 +83,19 @@ class Labels:
         classes[~counted] = IGNORE
         return classes
 
-    def count(self) -> tuple[int, ...]:
-        """Labelled outputs of each class that count, from all labels, a part at a time."""
+    def count(self, cores: Cores | None = None) -> np.ndarray:
+        """(cores, classes) int64: labelled outputs that count, from all labels, a part at a time; None: one core."""
         region = self.pair.region or Region.of(0, self.image.shape[-2], 0, self.image.shape[-1])
         height, width = part_of(self.image.chunk, region.x.size)
-        total = np.zeros(self.classes, np.int64)
+        total = np.zeros((1 if cores is None else len(cores), self.classes), np.int64)
         for y, x in product(range(*_ends(region.y), height), range(*_ends(region.x), width)):
             part = Region(Interval(y, y + height).clip(*_ends(region.y)), Interval(x, x + width).clip(*_ends(region.x)))
             classes = self.read(part)
-            total += np.bincount(classes[classes != IGNORE], minlength=self.classes)
-        return tuple(int(n) for n in total)
+            for core, inside in [(0, part)] if cores is None else cores.within(part):
+                there = Region(inside.y.shift(-part.y.start), inside.x.shift(-part.x.start))
+                of_core = classes[there.slices]
+                total[core] += np.bincount(of_core[of_core != IGNORE], minlength=self.classes)
+        return total
 
     def close(self) -> None:
         self.image.close()

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from pipeline.storage.image import Image, open_image
 from pipeline.training.gradient import Read
-from pipeline.training.pairs import Labels, Pair
+from pipeline.training.pairs import IGNORE, Labels, Pair
 from pipeline.training.sampling import Sample
 from pipeline.worker import extend_to
 
@@ -33,9 +33,15 @@ class Reader:
         self.opened, self.pairs = opened, pairs
 
     def reads(self, samples: Iterable[Sample]) -> Iterator[Read]:
-        """Each sample with its pixels, extended where the read goes beyond the image, and its core's classes."""
+        """Each sample with its pixels, extended where the read goes beyond the image, and its core's classes.
+
+        Samples without a label are left out before their pixels are read: they have no part in loss or gradient.
+        """
         for sample in samples:
             image, labels = self.opened(sample.image)
             tile = sample.tile
+            classes = labels.read(tile.core)
+            if (classes == IGNORE).all():
+                continue
             pixels = image.read(tile.read.clip(*self.pairs[sample.image].size))
-            yield sample, extend_to(pixels, tile.read.shape), labels.read(tile.core)
+            yield sample, extend_to(pixels, tile.read.shape), classes

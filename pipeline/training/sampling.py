@@ -4,6 +4,9 @@
     step       |------ 0 ------|------ 1 ------|------ ...     `batch` samples each
     worker     0   1   0   1     0   1   0   1                 worker r of w takes samples[r::w] of every step
 
+Cores without a label are in no epoch. A stream that is balanced has the classes in turn instead, and draws for each
+place a core with that class, by how much of it there is in the core.
+
 What a sample is, where it lies and what is drawn for it depends on the seed and its number in the stream, never on who
 reads it or how many do.
 """
@@ -11,7 +14,7 @@ reads it or how many do.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import accumulate
@@ -45,11 +48,32 @@ class Cores:
             for part, n in zip((region.y, region.x), step, strict=True)
         )
 
+        self.numbers: np.ndarray | range = range(len(self.rows) * len(self.columns))
+        self.counts: np.ndarray | None = None
+
+    def labelled(self, counts: np.ndarray) -> Cores:
+        """Those with a label, numbered anew; `counts`: (cores, classes), the labelled outputs of each."""
+        some = Cores(self.grid, self.step, self.region)
+        some.numbers = np.flatnonzero(counts.any(axis=1))
+        some.counts = counts[some.numbers]
+        return some
+
     def __len__(self) -> int:
-        return len(self.rows) * len(self.columns)
+        return len(self.numbers)
+
+    def within(self, region: Region) -> Iterator[tuple[int, Region]]:
+        """The cores that a region of outputs has parts of, and these parts."""
+        (y, x), (high, wide) = (region.y, region.x), self.step
+        for row in range(y.start // high, -(-y.stop // high)):
+            for column in range(x.start // wide, -(-x.stop // wide)):
+                part = Region(
+                    Interval(row * high, (row + 1) * high).clip(y.start, y.stop),
+                    Interval(column * wide, (column + 1) * wide).clip(x.start, x.stop),
+                )
+                yield (row - self.rows.start) * len(self.columns) + column - self.columns.start, part
 
     def tile(self, number: int) -> Tile:
-        row, column = divmod(number, len(self.columns))
+        row, column = divmod(int(self.numbers[number]), len(self.columns))
         y, x = (
             Interval(at * n, (at + 1) * n).clip(part.start, part.stop)
             for at, n, part in zip(
@@ -107,10 +131,19 @@ class Sampler:
 
     `batch` samples a step, or with "image" all of one image; so many more where each output keeps its loss with
     probability `keep` only (Long, Shelhamer & Darrell 2015, section 3.4, doi:10.1109/CVPR.2015.7298965).
+    `balanced`: classes in turn, each time from a core that has it; the cores are those that are labelled.
     Raises ValueError where there is nothing to sample.
     """
 
-    def __init__(self, cores: Sequence[Cores], batch: int | Literal["image"], *, keep: float = 1.0, seed: int = 0):
+    def __init__(
+        self,
+        cores: Sequence[Cores],
+        batch: int | Literal["image"],
+        *,
+        keep: float = 1.0,
+        seed: int = 0,
+        balanced: bool = False,
+    ) -> None:
         self.cores, self.seed, self.keep = cores, seed, keep
         self.images = [image for image, of_image in enumerate(cores) if len(of_image)]
         if not self.images:
@@ -119,6 +152,7 @@ class Sampler:
         self.batch = max(1, round((1 if batch == "image" else batch) / keep))
         self.ends = list(accumulate(len(cores[image]) for image in self.images))
         self.largest = max(len(of_image) for of_image in cores)
+        self.classes = [] if not balanced else _by_class([cores[image].counts for image in self.images])
 
     def __len__(self) -> int:
         """What there is in an epoch: samples, or images where a step takes all of one."""
@@ -140,8 +174,14 @@ class Sampler:
         epoch, index = divmod(place, len(self))
         return shuffled(index, len(self), self.seed, epoch)
 
+    def _of_class(self, place: int) -> int:
+        """A core of the class whose turn it is, with a probability in proportion to how much of it the core has."""
+        found, ends = self.classes[place % len(self.classes)]
+        drawn = np.random.default_rng((self.seed, place, 2)).integers(ends[-1])
+        return int(found[np.searchsorted(ends, drawn, side="right")])
+
     def _one(self, place: int) -> Sample:
-        index = self._drawn(place)
+        index = self._of_class(place) if self.classes else self._drawn(place)
         at = bisect_right(self.ends, index)
         image = self.images[at]
         return Sample(place, image, self.cores[image].tile(index - self.ends[at] + len(self.cores[image])))
@@ -150,6 +190,13 @@ class Sampler:
         image = self.images[self._drawn(place)]
         tiles = range(len(self.cores[image]))
         return [Sample(place * self.largest + n, image, self.cores[image].tile(n)) for n in tiles]
+
+
+def _by_class(counts: Sequence[np.ndarray | None]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each class that there is: the cores that have it, counted over all images, and running sums of how much."""
+    table = np.concatenate([of_image for of_image in counts if of_image is not None])
+    found = [np.flatnonzero(column) for column in table.T]
+    return [(cores, table[cores, k].cumsum()) for k, cores in enumerate(found) if len(cores)]
 
 
 def shuffled(index: int, count: int, *key: int) -> int:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipeline.tiling.geometry import Region
+from pipeline.tiling.geometry import ReceptiveField, Region
 from pipeline.training.pairs import IGNORE, PART, Labels, Pair, part_of
+from pipeline.training.sampling import cut
 
 
 def pair(folder: Path, label: np.ndarray, **more: object) -> Pair:
@@ -31,7 +32,7 @@ def test_outside_its_region_nothing_counts(tmp_path: Path) -> None:
         expected[1:3, 2:4] = 1
         assert (labels.read(Region.of(0, 4, 0, 4)) == expected).all()
         assert (labels.read(Region.of(0, 1, 0, 4)) == IGNORE).all()
-        assert labels.count() == (0, 4)
+        assert labels.count().tolist() == [[0, 4]]
 
 
 def test_a_trimmed_output_has_the_labels_under_it(tmp_path: Path) -> None:
@@ -66,7 +67,11 @@ def test_labels_are_counted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyP
     tifffile.imwrite(tmp_path / "label.tif", label, tile=tile, compression="deflate", rowsperstrip=3)
     counted = Pair("a", "", str(tmp_path / "label.tif"), (70, 90), Region.of(5, 66, 7, 90))
     with Labels(counted, classes=3, ignore=3) as labels:
-        assert labels.count() == tuple(np.bincount(label[5:66, 7:90].ravel())[:3])
+        assert (labels.count() == np.bincount(label[5:66, 7:90].ravel())[:3]).all()
+        cores = cut((70, 90), ReceptiveField((0, 0), (0, 0), (4, 4)), "tiles", (16, 28), counted.region)
+        table = labels.count(cores)
+    expected = [np.bincount(label[cores.tile(n).core.slices].ravel(), minlength=4)[:3] for n in range(len(cores))]
+    assert len(table) == 5 * 4 and (table == expected).all()
 
 
 @pytest.mark.parametrize("chunk", [(1, 50_000), (16, 100_000), (512, 512), (980, 980), (30_000, 20), (8000, 8000)])

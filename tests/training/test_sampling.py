@@ -125,3 +125,31 @@ def test_images_without_an_output_are_left_out_and_nothing_else_is_refused() -> 
     assert {s.image for n in range(3) for s in Sampler([small, large], "image").step(n)} == {1}
     with pytest.raises(ValueError, match="no image is large enough"):
         Sampler([small], 4)
+
+
+def test_cores_without_a_label_are_in_no_epoch() -> None:
+    cores = images((16, 16), (8, 24))
+    labels = [np.array([[3, 0], [0, 0], [0, 1], [2, 2]]), np.array([[0, 0], [1, 0], [0, 0]])]
+    some = [of_image.labelled(counts) for of_image, counts in zip(cores, labels, strict=True)]
+    expected = {(0, cores[0].tile(n).core) for n in (0, 2, 3)} | {(1, cores[1].tile(1).core)}
+    sampler = Sampler(some, 1, seed=5)
+    assert len(sampler) == 4 and {s[1:] for s in where(sampler, range(4))} == expected
+    assert [len(Sampler(some, "image").step(n)) for n in range(2)] in ([1, 3], [3, 1])
+
+
+def test_balanced_steps_see_classes_in_turn_from_the_cores_that_have_them() -> None:
+    """One core of a hundred has class 2, another three times as much of it, and class 1 is nowhere."""
+    counts = np.zeros((100, 3), int)
+    counts[:, 0] = 64
+    counts[17, 2], counts[80, 2] = 5, 15
+    cores = cut((80, 80), FIELD, "tiles", (8, 8)).labelled(counts)
+    sampler = Sampler([cores], 3, seed=2, balanced=True)
+    drawn = where(sampler, range(1000))
+    assert where(Sampler([cores], 1, seed=2, balanced=True), range(2000, 2100)) == drawn[2000:2100]
+    assert len({number for number, *_ in drawn}) == 3000
+    numbers = Counter(core for _, _, core in drawn[1::2])
+    rare, common = (numbers[cores.tile(n).core] for n in (17, 80))
+    assert rare + common == 1500 and 310 < rare < 440
+    others = Counter(core for _, _, core in drawn[::2])
+    assert len(others) == 100 and max(others.values()) < 40
+    assert where(Sampler([cores], 3, seed=3, balanced=True), range(9)) != drawn[:27]

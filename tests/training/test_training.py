@@ -239,6 +239,33 @@ def test_the_mean_of_the_weights_is_what_results_and_goes_on(tmp_path: Path) -> 
     assert torch.allclose(weights(pipeline.train(job(tmp_path, steps=2, ema=0.75)).path), expected, atol=1e-6)
 
 
+def test_a_balanced_run_draws_what_is_labelled_alone_and_goes_on_the_same(tmp_path: Path) -> None:
+    draw(tmp_path / "images", count=2)
+    for number in range(2):
+        file = tmp_path / "images" / f"{number}_label.png"
+        label = np.array(Image.open(file))
+        label[:, 32:] = 255
+        Image.fromarray(label).save(file)
+    assert len(task_of(validated(TrainJob, job(tmp_path))).sampler()) == 2 * 3
+    made = job(tmp_path, sampling={"kind": "tiles", "core": 32, "balanced": True}, steps=4, checkpoint_every=1)
+    first = weights(pipeline.train(made).path)
+    for name in ("network.json", "checkpoints/00000004.pt"):
+        (tmp_path / "run" / name).unlink()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert pipeline.train(made).resumed == 3 and torch.equal(weights(tmp_path / "run"), first)
+    assert all(line["pixels"] > 0 for line in lines)
+
+
+def test_a_run_goes_on_that_was_begun_before_there_was_a_key(tmp_path: Path) -> None:
+    path = pipeline.train(job(tmp_path, steps=1)).path
+    begun = yaml.safe_load((Path(path) / "job.yaml").read_text())
+    assert begun["sampling"].pop("balanced") is False
+    (Path(path) / "job.yaml").write_text(yaml.safe_dump(begun))
+    assert pipeline.train(job(tmp_path, steps=1)).resumed == 1
+    with pytest.raises(ValueError, match=r"begun with sampling\.balanced=None, not True"):
+        pipeline.train(job(tmp_path, steps=1, sampling={"kind": "tiles", "core": 32, "balanced": True}))
+
+
 def test_a_clipped_gradient_has_that_norm(tmp_path: Path) -> None:
     plain = {"name": "sgd", "lr": 1.0}
     run = pipeline.train(job(tmp_path, steps=1, clip=0.01, optimizer=plain)).path
