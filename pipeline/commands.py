@@ -162,5 +162,7 @@ def train(job: Any) -> int:
         return 0
     before = f", {result.resumed} of {job.steps} steps were done before" if result.resumed else ""
     score = f", mean IoU {result.metrics['mean_iou']:.3f}" if result.metrics.get("mean_iou") is not None else ""
+    if (test := result.metrics.get("test")) and test["mean_iou"] is not None:
+        score += f", of the test {test['mean_iou']:.3f}" if score else f", mean IoU of the test {test['mean_iou']:.3f}"
     print(f"{result.path}: {job.steps} steps{score}, {time.monotonic() - began:.1f} s{before}")
     return 0

@@ -30,7 +30,7 @@ from pipeline.training.finding import find_pairs
 from pipeline.training.group import Group
 from pipeline.training.loop import Schedule, Task, train
 from pipeline.training.loss import CrossEntropy, Dice, Focal, Loss, Total
-from pipeline.training.pairs import Pair, scored
+from pipeline.training.pairs import Pair, Split, scored
 from pipeline.training.run_folder import BEGINNING, FREE, RunFolder
 from pipeline.training.sampling import Cores, cut
 from pipeline.training.validation import Validation
@@ -46,7 +46,7 @@ class Trained:
     path: str
     """The network folder."""
     metrics: dict[str, Any]
-    """`step` of the weights, `loss` of the last step, and where images were held out the scores on them."""
+    """`step` of the weights, `loss` of the last step, the scores by validation, and as `test` those of a test."""
     resumed: int = 0
     """Steps that earlier runs had done."""
 
@@ -123,27 +123,18 @@ def task_of(job: TrainJob) -> Task:
     by_core = None if job.sampling.kind == "patches" else cores  # of single outputs, a table would be the labels again
     split = find_pairs(**job.data.arguments(), field=field, channels=analysis.channels,
                        classes=analysis.classes, seed=job.seed, cores=by_core)  # fmt: skip
-    validation = None
-    if split.validation:
-        validation = Validation(
-            split.validation,
-            _plans(split.validation, network, stored(job)),
-            analysis.channels,
-            analysis.classes,
-            ignore=job.data.ignore,
-            binary=job.data.binary,
-        )
     return Task(
         folder=job.run,
         architecture=network.card["architecture"],
         arguments=network.card["arguments"],
         normalise=network.card.get("normalise") or {},
         start=None if isinstance(job.network, NewNetwork) else job.network,
-        card=card_of(job, split.train, split.validation),
+        card=card_of(job, split),
         field=field,
         augment=augment,
         pairs=split.train,
-        validation=validation,
+        validation=_scored(job, split.validation, network, analysis),
+        test=_scored(job, split.test, network, analysis),
         channels=analysis.channels,
         classes=analysis.classes,
         ignore=job.data.ignore,
@@ -209,12 +200,13 @@ def network_of(job: TrainJob) -> Network:
     return Network(network.module, {**network.card, "normalise": own})
 
 
-def card_of(job: TrainJob, train: tuple[Pair, ...], held: tuple[Pair, ...]) -> dict[str, Any]:
+def card_of(job: TrainJob, split: Split) -> dict[str, Any]:
     """What the resulting network's card says of where it comes from."""
     import pipeline
 
-    names = {"train": [pair.name for pair in train], "validation": [pair.name for pair in held]}
-    counts = [sum(column) for column in zip(*(pair.counts for pair in train), strict=True)]
+    parts = {"train": split.train, "validation": split.validation} | ({"test": split.test} if split.test else {})
+    names = {part: [pair.name for pair in pairs] for part, pairs in parts.items()}
+    counts = [sum(column) for column in zip(*(pair.counts for pair in split.train), strict=True)]
     told = job.model_dump(mode="json", exclude={"network", "data", "normalise", *FREE})
     versions = {"pipeline": pipeline.__version__, "torch": torch.__version__, "python": platform.python_version()}
     return {
@@ -235,14 +227,16 @@ def _commit() -> str | None:
     return said[0].strip() + ("+" if said[1].strip() else "")
 
 
-def _plans(pairs: tuple[Pair, ...], network: Network, precision: str) -> list[Any]:
-    """The plan of inference for each held-out image."""
-    asked = options(precision=precision, device="cpu", kind="mask")
+def _scored(job: TrainJob, pairs: tuple[Pair, ...], network: Network, trained: Analysis) -> Validation | None:
+    """Held-out pairs with the plan of inference for each; None where there are none."""
+    if not pairs:
+        return None
+    asked = options(precision=stored(job), device="cpu", kind="mask")
     analysis, plans = Analysis(network, asked), []
     for pair in pairs:
         with open_image(pair.image, channels=analysis.channels) as image:
             plans.append(planning.plan_image(image, analysis, asked))
-    return plans
+    return Validation(pairs, plans, trained.channels, trained.classes, job.data.ignore, job.data.binary)
 
 
 def _train_here(task: Task, report: Callable[[], None]) -> None:
@@ -279,4 +273,5 @@ def _trained(folder: RunFolder, before: int) -> Trained:
     trained: Mapping[str, Any] = card["training"]
     last = next(line for line in reversed(lines) if "loss" in line)
     return Trained(str(folder.path), {"step": trained["step"], "loss": last["loss"],
-                                      **(trained.get("validation") or {})}, before)  # fmt: skip
+                                      **(trained.get("validation") or {}),
+                                      **({"test": trained["test"]} if "test" in trained else {})}, before)  # fmt: skip

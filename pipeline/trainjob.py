@@ -70,6 +70,9 @@ class Data(Settings):
 
     train: Patterns
     validation: Share | Patterns | None = None
+    """What decides which weights result."""
+    test: Share | Patterns | None = None
+    """What is scored once, in the end, with the network that results."""
     ignore: int | None = None
     """The label of pixels that have no loss and are not scored."""
     binary: bool = False
@@ -77,13 +80,10 @@ class Data(Settings):
 
     def arguments(self) -> dict[str, Any]:
         """What `find_pairs` is given of it."""
-        held: dict[str, Any] = {}
-        if isinstance(self.validation, Share):
-            held = {"fraction": self.validation.fraction, "by": self.validation.by}
-        elif self.validation is not None:
-            held = {"validation": [(p.image, p.label) for p in self.validation]}
-        train = [(p.image, p.label) for p in self.train]
-        return {"train": train, "ignore": self.ignore, "binary": self.binary, **held}
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        shares = {part: (held.fraction, held.by) for part, held in parts.items() if isinstance(held, Share)}
+        lists = {part: [(p.image, p.label) for p in held] for part, held in parts.items() if isinstance(held, tuple)}
+        return {"ignore": self.ignore, "binary": self.binary, "shares": shares, **lists}
 
 
 class Sampling(Settings):

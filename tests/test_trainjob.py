@@ -74,7 +74,7 @@ def test_every_key_of_a_job_file_arrives_with_its_path(tmp_path: Path) -> None:
 def test_what_is_not_given_is_the_default_of_the_example_or_off() -> None:
     job = validated(TrainJob, LEAST)
     assert isinstance(job.network, NewNetwork) and job.network.architecture == "unet"
-    assert job.data.validation is job.data.ignore is job.normalise is None and not job.data.binary
+    assert job.data.validation is job.data.test is job.data.ignore is job.normalise is None and not job.data.binary
     assert (job.sampling.kind, job.sampling.core, job.sampling.loss_keep) == ("tiles", 256, 1)
     assert (job.batch, job.loss, job.steps, job.workers, job.seed) == (8, "cross_entropy", 2000, 2, 0)
     assert (job.optimizer.lr, job.optimizer.momentum) == (0.01, 0.9)
@@ -105,6 +105,7 @@ def test_validation_may_be_a_list_like_train() -> None:
         ("data.train=[{image: '{id}', label: b}]", "{id}: in braces there may only be {name}, and once"),
         ("data.validation={fraction: 1}", "option data.validation.fraction=1: input should be less than 1"),
         ("data.validation={fraction: 0.2, by: row}", "data.validation.by=row: input should be 'image' or 'region'"),
+        ("data.test={fraction: 2}", "option data.test.fraction=2: input should be less than 1"),
         ("data.ignore=black", "option data.ignore=black: input should be a valid integer"),
         ("data.binary=2", "option data.binary=2: input should be a valid boolean"),
         ("sampling.kind=crops", "option sampling.kind=crops: input should be 'whole', 'tiles' or 'patches'"),

@@ -19,6 +19,7 @@ from pipeline.training.run_folder import LOG
 REPORT = "report.html"
 SCORES = (("mean_iou", "mean IoU"), ("mean_f1", "mean F1"), ("accuracy", "accuracy"))
 BY_CLASS = (("iou", "IoU"), ("f1", "F1"), ("precision", "precision"), ("recall", "recall"))
+BY = "by true class (rows) and predicted class (columns)"
 LONGEST = 400
 """Characters of a fact beyond which it is cut."""
 
@@ -55,7 +56,10 @@ def write_report(
     ]
     if validations:
         highest = max(validations, key=lambda record: record["validation"].get("mean_iou") or 0.0)
-        parts.append(_scores(highest, card.get("class_names")))
+        at = f"at step {highest['step']}, the best by mean IoU"
+        parts += _scores(highest["validation"], card.get("class_names"), "Scores", f"Held-out outputs {BY}, {at}")
+    if test := card.get("training", {}).get("test"):
+        parts += _scores(test, card.get("class_names"), "Test", f"Test outputs {BY}, of the network that results")
     parts += [*_examples(best, worst), _section("Sampling", _sampling(maps))]
     parts.append(_section("Network, data, versions", _facts(card)))
     page = (
@@ -124,26 +128,22 @@ def _curves(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[st
     return _section("Curves", f'<div class="charts">{"".join(charts)}</div>')
 
 
-def _scores(record: Mapping[str, Any], names: Sequence[str] | None) -> str:
-    """Scores by class, and the confusion matrix, of one validation."""
-    scores = record["validation"]
+def _scores(scores: Mapping[str, Any], names: Sequence[str] | None, title: str, said: str) -> Iterable[str]:
+    """Scores by class, and the confusion matrix, of held-out images."""
     matrix = scores["confusion"]
     classes = list(names) if names and len(names) == len(matrix) else [str(k) for k in range(len(matrix))]
     columns = [(key, title) for key, title in BY_CLASS if key in scores]
     rows = [["class", *(title for _, title in columns)]]
     rows += [[name, *(_number(scores[key][k]) for key, _ in columns)] for k, name in enumerate(classes)]
-    table = _table(rows)
-    note = (
-        '<p class="note">Held-out outputs by true class (rows) and predicted class (columns), at step '
-        f"{record['step']}, the best by mean IoU; below each number its share of the row.</p>"
-    )
+    note = f'<p class="note">{said}; below each number its share of the row.</p>'
     head = "".join(f"<th>{escape(name)}</th>" for name in ["true \\ predicted", *classes])
     body = "".join(
         f"<tr><th>{escape(name)}</th>{''.join(_cell(n, sum(row)) for n in row)}</tr>"
         for name, row in zip(classes, matrix, strict=True)
     )
     confusion = f'<table class="numbers confusion"><tr>{head}</tr>{body}</table>'
-    return _section("Scores", table) + _section("Confusion matrix", note + confusion)
+    yield _section(title, _table(rows))
+    yield _section(f"{title}: confusion matrix", note + confusion)
 
 
 def _cell(count: int, of: int) -> str:

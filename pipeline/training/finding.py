@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ from pipeline.storage.remote import matching
 from pipeline.tiling.geometry import ReceptiveField, Region
 from pipeline.training.pairs import Labels, Pair, Split
 from pipeline.training.sampling import Cores
-from pipeline.training.splitting import by_image, by_region
+from pipeline.training.splitting import hold_out
 
 NAME = "{name}"
 THREADS = 4
@@ -38,8 +38,8 @@ def find_pairs(
     channels: int,
     classes: int,
     validation: Sequence[tuple[str, str]] = (),
-    fraction: float | None = None,
-    by: str | None = None,
+    test: Sequence[tuple[str, str]] = (),
+    shares: Mapping[str, tuple[float, str | None]] | None = None,
     ignore: int | None = None,
     binary: bool = False,
     seed: int = 0,
@@ -47,31 +47,33 @@ def find_pairs(
 ) -> Split:
     """The pairs that the patterns (image, label) stand for, in the order of their names, and those held out of them.
 
-    Held out are the pairs of `validation`, or a `fraction` of the pairs ("image") or of each pair's rows or columns
-    ("region"; by default where there is one pair only), drawn by the seed alone. All labels are read, and counted
-    by the cores of each pair that is trained on, where `cores` says what these are.
+    Held out are the pairs of `validation` and of `test`, or of each of these as `shares` say a fraction of the pairs
+    ("image") or of each pair's rows or columns ("region"; by default where there is one pair only), drawn by the seed
+    alone. All labels are read, and counted by the cores of each pair that is trained on, where `cores` says what these
+    are.
     Raises ValueError of one line for a partner that is missing, for sizes, channels or classes that do not fit, for a
     file that cannot be read, and where nothing is labelled.
     """
-    found, held = _matched(train), _matched(validation)
-    _check_once([*found, *held])
-    pairs = _all(found, lambda pair: _measured(pair, field, channels))
-    split = Split(tuple(pairs), tuple(_all(held, lambda pair: _measured(pair, field, channels))))
-    if fraction is not None:
-        how = by or ("image" if len(pairs) > 1 else "region")
-        split = by_image(pairs, fraction, seed) if how == "image" else by_region(pairs, fraction, field, seed)
+    matched = {"train": _matched(train), "test": _matched(test), "validation": _matched(validation)}
+    _check_once([pair for pairs in matched.values() for pair in pairs])
+    parts = {part: tuple(_all(pairs, lambda pair: _measured(pair, field, channels))) for part, pairs in matched.items()}
+    rest = parts["train"]
+    for part in ("test", "validation"):  # no image of a test is validated in part
+        if share := (shares or {}).get(part):
+            rest, parts[part] = hold_out(rest, part, *share, field, seed, len(parts["train"]))
+    parts["train"] = rest
 
     def counted(pair: Pair, cores: Callable[[Pair], Cores] | None = None) -> tuple[Pair, np.ndarray]:
         with Labels(pair, classes=classes, ignore=ignore, binary=binary) as labels:
             counts = labels.count(None if cores is None else cores(pair))
             return replace(pair, counts=tuple(counts.sum(axis=0).tolist())), counts
 
-    trained, held_out = _all(split.train, partial(counted, cores=cores)), _all(split.validation, counted)
-    tables = () if cores is None else tuple(counts for _, counts in trained)
-    split = Split(tuple(pair for pair, _ in trained), tuple(pair for pair, _ in held_out), tables)
-    _refuse(f"{pair.label}: {_where(pair, field)} is labelled" for pair in (*split.train, *split.validation)
+    found = {part: _all(pairs, partial(counted, cores=cores if part == "train" else None))
+             for part, pairs in parts.items()}  # fmt: skip
+    _refuse(f"{pair.label}: {_where(pair, field)} is labelled" for pairs in found.values() for pair, _ in pairs
             if not any(pair.counts))  # fmt: skip
-    return split
+    split = {part: tuple(pair for pair, _ in pairs) for part, pairs in found.items()}
+    return Split(**split, cores=() if cores is None else tuple(counts for _, counts in found["train"]))
 
 
 def _matched(patterns: Iterable[tuple[str, str]]) -> list[tuple[str, str, str]]:
@@ -126,7 +128,7 @@ def _check_once(found: Sequence[tuple[str, str, str]]) -> None:
     for _, image, _label in found:
         place = image if is_url(image) else os.path.realpath(image)
         if place in seen:
-            raise ValueError(f"{image} is there twice: an image may be in train or in validation, and once")
+            raise ValueError(f"{image} is there twice: an image may be in train, in validation or in test, and once")
         seen.add(place)
 
 

@@ -23,7 +23,7 @@ from pipeline.training.augmentation import Augmentation
 from pipeline.training.gradient import Read, Sums, batch_gradient
 from pipeline.training.group import Group
 from pipeline.training.loss import Loss
-from pipeline.training.metrics import metrics
+from pipeline.training.metrics import Metrics, metrics
 from pipeline.training.pairs import Pair
 from pipeline.training.passes import passes
 from pipeline.training.reading import Reader
@@ -81,6 +81,7 @@ class Task:
     """By which reads are cut: the network's, or a wider one where samples are turned."""
     pairs: Sequence[Pair]
     validation: Validation | None
+    test: Validation | None
     channels: int
     classes: int
     ignore: int | None
@@ -167,8 +168,7 @@ def train(
                 folder.save(state_of(task, step, module, average, optimizer, best))
                 saved = time.monotonic()
             look()
-        if first:
-            finish(task, folder, average or module, best)
+        finish(task, folder, average or module, best, group)
 
 
 def gradient(
@@ -251,16 +251,21 @@ def is_due(task: Task, step: int, saved: float, leaving: bool) -> bool:
 def validate(
     validation: Validation, module: nn.Module, best: State | None, step: int, folder: RunFolder, group: Group
 ) -> State | None:
-    """Scores the held-out images, of which each worker predicts a share, and keeps the weights where it is the best."""
-    matrix = torch.from_numpy(validation.confusion(module, group.rank, group.world))
-    group.add(matrix)
-    found = metrics(matrix.sum(dim=0).numpy())
+    """Scores the held-out images, and keeps the weights where it is the best."""
+    found = scores(validation, module, group)
     score = -1.0 if found.mean_iou is None else found.mean_iou
     if group.rank == 0:
         folder.log(step=step, validation=found.to_json())
         if best is None or score > best["score"]:
             best = {"score": score, "step": step, "module": copy.deepcopy(module.state_dict())}
     return best
+
+
+def scores(held: Validation, module: nn.Module, group: Group) -> Metrics:
+    """Of held-out images, of which each worker predicts a share."""
+    matrix = torch.from_numpy(held.confusion(module, group.rank, group.world))
+    group.add(matrix)
+    return metrics(matrix.sum(dim=0).numpy())
 
 
 def state_of(
@@ -281,14 +286,24 @@ def state_of(
     }
 
 
-def finish(task: Task, folder: RunFolder, module: nn.Module, best: State | None) -> None:
-    """Writes the network: the best by validation, or the last where nothing is held out."""
+def finish(task: Task, folder: RunFolder, module: nn.Module, best: State | None, group: Group) -> None:
+    """Writes the network and its test: the best by validation, or the last where nothing is held out."""
+    tested = None
+    if task.test is not None:
+        best = group.share(best)  # which the first worker alone knows to the end
     if best is not None:
         module.load_state_dict(best["module"])
+    if task.test is not None:
+        tested = scores(replace(task.test, device=group.device), module, group).to_json()
+    if group.rank > 0:
+        return
     step = task.steps if best is None else best["step"]
-    scores = next((line["validation"] for line in reversed(folder.lines())
-                   if line["step"] == step and "validation" in line), None)  # fmt: skip
-    trained = {"step": step, "validation": scores} if scores else {"step": step}
+    if tested is not None:
+        folder.log(step=step, test=tested)
+    validated = next((line["validation"] for line in reversed(folder.lines())
+                      if line["step"] == step and "validation" in line), None)  # fmt: skip
+    found = {"validation": validated, "test": tested}
+    trained = {"step": step} | {name: values for name, values in found.items() if values}
     card = {**task.card, "training": {**task.card.get("training", {}), **trained}}
     if task.normalise:
         card["normalise"] = dict(task.normalise)

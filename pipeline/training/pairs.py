@@ -38,6 +38,7 @@ class Split:
 
     train: tuple[Pair, ...]
     validation: tuple[Pair, ...] = ()
+    test: tuple[Pair, ...] = ()
     cores: tuple[np.ndarray, ...] = ()
     """Of each pair that is trained on (cores, classes): the labelled outputs of each core, if these were asked for."""
 

@@ -1,7 +1,7 @@
 """The folder of a training run: its job, checkpoints and log, and in the end the network.
 
 job.yaml                 what was asked for, all keys, paths absolute
-metrics.jsonl            one line a step, and one a validation
+metrics.jsonl            one line a step, one a validation, and one of the test
 checkpoints/STEP.pt      the last two; each is complete or not there
 lock, checkpoints/lock   held while a command, and its first worker, go on with the run
 network.json, weights.safetensors      once the run is finished
@@ -120,8 +120,8 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def rewind(self, step: int) -> None:
-        """Drops the lines of steps beyond this one, and one that was cut off: they are written again."""
-        lines = [line for line in self.lines() if line["step"] <= step]
+        """Drops the lines of steps beyond this one, of a test, and one that was cut off: they are written again."""
+        lines = [line for line in self.lines() if line["step"] <= step and "test" not in line]
         _replace(self.path / LOG, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def lines(self) -> list[dict[str, Any]]:

@@ -97,7 +97,7 @@ def cut(
     everything = Region.of(0, field.output_shape(*size)[0], 0, field.output_shape(*size)[1])
     if kind == "whole" and region not in (None, everything):
         if not field.is_local:
-            raise ValueError("data.validation.by=region: the network is not local, so it would see what is held out")
+            raise ValueError("data is held out by=region: the network is not local, so it would see what is held out")
         step = (max(1, everything.y.stop), max(1, everything.x.stop))
         return Cores(Grid.build(size, field.extended(*size), field), step, region)
     if kind == "whole":

@@ -1,7 +1,7 @@
 """What is held out of the training data: some of the images, or a part of each.
 
 By region, at one end of the longer side (the seed says which). What is read for the outputs that are trained on ends
-before the first pixel that is validated:
+before the first pixel that is held out:
 
     outputs    |------ trained ------|               |-- held out --|
     reads      |=============================|
@@ -17,45 +17,65 @@ from dataclasses import replace
 
 from pipeline.tiling.geometry import Interval, ReceptiveField, Region
 from pipeline.tiling.grid import Axis, Grid
-from pipeline.training.pairs import Pair, Split
+from pipeline.training.pairs import Pair
+
+Parts = tuple[tuple[Pair, ...], tuple[Pair, ...]]
 
 
-def by_image(pairs: Sequence[Pair], fraction: float, seed: int) -> Split:
-    """The pairs with a fraction of them, at least one, held out. Raises ValueError where none would be left."""
+def hold_out(
+    pairs: Sequence[Pair], part: str, fraction: float, by: str | None, field: ReceptiveField, seed: int, of: int
+) -> Parts:
+    """What is left of the pairs, and the `part` of them, validation or test, that is held out: see by_image, by_region.
+
+    `by`: image, region, or None for what suits their number; `of`: how many pairs there were at first.
+    """
+    if by == "image" or (by is None and len(pairs) > 1):
+        return by_image(pairs, fraction, seed, of, part)
+    return by_region(pairs, fraction, field, seed, part)
+
+
+def by_image(pairs: Sequence[Pair], fraction: float, seed: int, of: int = 0, part: str = "validation") -> Parts:
+    """The pairs without a fraction of them, or of `of`, and these, at least one. Raises ValueError if none is left."""
     if len(pairs) < 2:
-        raise ValueError("one image cannot be split by image: give data.validation.by: region, or a list of images")
-    count = min(len(pairs) - 1, max(1, round(fraction * len(pairs))))
+        raise ValueError(f"one image cannot be split by image: give data.{part}.by: region, or a list of images")
+    count = min(len(pairs) - 1, max(1, round(fraction * (of or len(pairs)))))
     held = set(random.Random(seed).sample(range(len(pairs)), count))
-    return Split(
+    return (
         tuple(pair for number, pair in enumerate(pairs) if number not in held),
         tuple(pair for number, pair in enumerate(pairs) if number in held),
     )
 
 
-def by_region(pairs: Sequence[Pair], fraction: float, field: ReceptiveField, seed: int) -> Split:
+def by_region(
+    pairs: Sequence[Pair], fraction: float, field: ReceptiveField, seed: int, part: str = "validation"
+) -> Parts:
     """Each pair twice: without a strip of about that fraction at one of its ends, and with that strip alone.
 
-    Between them is a gap: no read that is needed for an output in training holds a validated pixel, wherever its tile
-    lies. Raises ValueError for an image that is too small.
+    Between them is a gap: no read that is needed for an output that is left holds a pixel of the strip, wherever its
+    tile lies. A test strip is at the other end than one for validation.
+    Raises ValueError for an image that is too small.
     """
-    train: list[Pair] = []
-    validation: list[Pair] = []
+    rest: list[Pair] = []
+    held: list[Pair] = []
     draw = random.Random(seed)
     for pair in pairs:
-        at_end, grid = draw.random() < 0.5, Grid.build(pair.size, field.alignment, field)
+        at_end, grid = (draw.random() < 0.5) != (part == "test"), Grid.build(pair.size, field.alignment, field)
         longer = 0 if pair.size[0] >= pair.size[1] else 1
         axis = (grid.y, grid.x)[longer]
-        parts = strip(axis, fraction, pair.shift[longer], at_end)
-        if parts is None:
+        whole = [Interval(0, grid.y.output), Interval(0, grid.x.output)]
+        if pair.region is not None:
+            whole = [pair.region.y, pair.region.x]
+        now = whole[longer]
+        cut = [rows.clip(now.start, now.stop) for rows in strip(axis, fraction, pair.shift[longer], at_end) or ()]
+        if not all(rows.size for rows in cut) or not cut:
             raise ValueError(
                 f"{pair.image} is {pair.size[0]} x {pair.size[1]} pixels, too small to hold out {fraction:g} of it and "
-                "a gap of the network's reach: split by image, or give data.validation a list"
+                f"a gap of the network's reach: split by image, or give data.{part} a list"
             )
-        whole = [Interval(0, grid.y.output), Interval(0, grid.x.output)]
-        for pieces, part in ((train, parts[0]), (validation, parts[1])):
-            whole[longer] = part
+        for pieces, rows in zip((rest, held), cut, strict=True):
+            whole[longer] = rows
             pieces.append(replace(pair, region=Region(*whole)))
-    return Split(tuple(train), tuple(validation))
+    return tuple(rest), tuple(held)
 
 
 def strip(axis: Axis, fraction: float, shift: int, at_end: bool) -> tuple[Interval, Interval] | None:

@@ -16,6 +16,7 @@ from pipeline.jobfile import validated
 from pipeline.tiling.geometry import ReceptiveField, Region
 from pipeline.training.finding import find_pairs
 from pipeline.training.pairs import Labels, Split
+from pipeline.training.sampling import cut
 from pipeline.trainjob import Data
 
 FIELD = ReceptiveField((3, 3), (3, 3), (2, 2))
@@ -155,7 +156,7 @@ def test_all_that_is_ignored_is_named(tmp_path: Path) -> None:
 def test_one_image_in_both_parts_is_refused(tmp_path: Path) -> None:
     pair(tmp_path, "a")
     held = [(f"{tmp_path}/a.png", f"{tmp_path}/a_label.png")]
-    with pytest.raises(ValueError, match=r"a\.png is there twice: an image may be in train or in validation"):
+    with pytest.raises(ValueError, match=r"a\.png is there twice: an image may be in train, in validation or in test"):
         found(tmp_path, validation=held)
 
 
@@ -168,6 +169,18 @@ def test_held_out_pairs_are_found_and_checked_like_the_others(tmp_path: Path) ->
     picture(tmp_path / "held" / "b_label.png", (12, 14), 7)
     with pytest.raises(ValueError, match=r"held/b_label\.png: label 7"):
         found(tmp_path, pattern, validation=held)
+
+
+def test_a_test_has_other_images_than_training_and_validation(tmp_path: Path) -> None:
+    for name in "abcdefghij":
+        pair(tmp_path, name)
+    shares = {"validation": (0.2, None), "test": (0.3, None)}
+    split = found(tmp_path, shares=shares, cores=lambda pair: cut(pair.size, FIELD, "tiles", (8, 8)))
+    assert [len(part) for part in (split.train, split.validation, split.test, split.cores)] == [5, 2, 3, 5]
+    assert sorted(names((*split.train, *split.validation, *split.test))) == list("abcdefghij")
+    picture(tmp_path / f"{split.test[0].name}_label.png", (12, 14), 7)
+    with pytest.raises(ValueError, match=rf"{split.test[0].name}_label\.png: label 7"):
+        found(tmp_path, shares=shares)
 
 
 def test_what_the_output_trims_or_coarsens(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import yaml
 
 import pipeline
 from pipeline.jobfile import validated
+from pipeline.network.loading import load_network
 from pipeline.runs import task_of
 from pipeline.training import loop, on_ray
 from pipeline.training.group import Group
@@ -42,7 +43,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked(folder: Path, **given: Any) -> dict[str, Any]:
     """Batch norm, a validation image and fewer tiles in some steps than workers: all that workers have to agree on."""
     made = job(folder)
-    data = {**made["data"], "validation": {"fraction": 0.3}}
+    data = {**made["data"], "validation": {"fraction": 0.3}, "test": {"fraction": 0.3}}
     network = {**made["network"], "norm": "batch"}
     return {**made, "steps": 20, "data": data, "network": network, "batch": 3, "checkpoint_every": 3, **given}
 
@@ -93,6 +94,8 @@ def test_two_workers_have_the_weights_of_one_process(cluster: Any, undisturbed: 
     result = pipeline.train(asked(undisturbed, run=str(tmp_path / "run"), workers=2))
     check(tmp_path / "run", undisturbed)
     assert result.resumed == 0 and result.metrics["mean_iou"] is not None
+    alone = load_network(undisturbed / "run").card["training"]
+    assert result.metrics["test"] == alone["test"] and result.metrics["step"] == alone["step"]
 
 
 def test_a_label_that_is_no_class_ends_a_run_on_workers_with_its_line(cluster: Any, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def weights(folder: str | Path) -> torch.Tensor:
 
 def test_what_was_trained_predicts(tmp_path: Path) -> None:
     """The command as it is typed, the network folder that results, and inference with it."""
-    data = {**job(tmp_path)["data"], "validation": {"fraction": 0.3}}
+    data = {**job(tmp_path)["data"], "validation": {"fraction": 0.3}, "test": {"fraction": 0.3}}
     asked = job(tmp_path, steps=40, data=data, optimizer={"name": "adam", "lr": 0.01})
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(asked))
     done = command("-m", "pipeline.train", str(tmp_path / "job.yaml"))
@@ -94,8 +94,11 @@ def test_what_was_trained_predicts(tmp_path: Path) -> None:
     scores = [line["validation"]["mean_iou"] for line in lines if "validation" in line]
     card = json.loads((tmp_path / "run" / "network.json").read_text())
     assert card["training"]["validation"]["mean_iou"] == max(scores) > 0.6
-    assert card["data"]["train"] + card["data"]["validation"] != [] and card["normalise"]["mean"] == 0.5
-    assert "mean IoU" in (tmp_path / "run" / "report.html").read_text()
+    assert sorted(card["data"][part][0] for part in ("train", "validation", "test")) == ["0", "1", "2"]
+    assert card["normalise"]["mean"] == 0.5
+    assert [line["test"] for line in lines if "test" in line] == [card["training"]["test"]]
+    assert f"of the test {card['training']['test']['mean_iou']:.3f}" in done.stdout
+    assert "Test: confusion matrix" in (tmp_path / "run" / "report.html").read_text()
     again = command(str(ROOT / "jobs" / "train.py"), str(tmp_path / "job.yaml"), "workers=1")
     assert again.returncode == 0 and "finished already, nothing to do" in again.stdout
     image, output = tmp_path / "images" / "0.png", tmp_path / "o.zarr"
@@ -264,6 +267,28 @@ def test_a_run_goes_on_that_was_begun_before_there_was_a_key(tmp_path: Path) -> 
     assert pipeline.train(job(tmp_path, steps=1)).resumed == 1
     with pytest.raises(ValueError, match=r"begun with sampling\.balanced=None, not True"):
         pipeline.train(job(tmp_path, steps=1, sampling={"kind": "tiles", "core": 32, "balanced": True}))
+
+
+def test_the_network_that_results_is_tested_once(tmp_path: Path) -> None:
+    """The best by validation, not the last; exactly as validation would, and once though the end was interrupted."""
+    draw(tmp_path / "images", count=5)
+    data = job(tmp_path)["data"]
+    made = job(tmp_path, steps=6, data={**data, "validation": {"fraction": 0.2}, "test": {"fraction": 0.2}})
+    pipeline.train(made)
+    (tmp_path / "run" / "network.json").unlink()
+    task, last = task_of(validated(TrainJob, made)), tmp_path / "run" / "checkpoints" / "00000006.pt"
+    state, first = torch.load(last), begin(task)["module"]
+    torch.save(state | {"best": state["best"] | {"module": first}}, last)
+    result = pipeline.train(made)
+    assert torch.equal(weights(result.path), torch.cat([tensor.flatten() for tensor in first.values()]))
+    card = json.loads((tmp_path / "run" / "network.json").read_text())
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["test"]) for line in log if "test" in line] == [
+        (card["training"]["step"], result.metrics["test"])
+    ]
+    assert task.test is not None and [pair.name for pair in task.test.pairs] == card["data"]["test"]
+    matrix = task.test.confusion(load_network(result.path).module).sum(axis=0)
+    assert result.metrics["test"]["confusion"] == matrix.tolist()
 
 
 def test_a_clipped_gradient_has_that_norm(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_tiles_add_up_to_the_whole_image(tmp_path: Path, kind: str) -> None:
 def test_of_an_image_split_by_region_only_what_is_held_out_counts(tmp_path: Path) -> None:
     module = network("valid")
     everything = made(tmp_path, module)
-    validation = made(tmp_path, module, fraction=0.3, by="region", seed=1)
+    validation = made(tmp_path, module, shares={"validation": (0.3, "region")}, seed=1)
     assert 0 < len(validation.tiles) < len(everything.tiles)
     assert validation.confusion(module).sum(axis=0).tolist() == whole(validation, module).tolist()
 
