@@ -60,6 +60,8 @@ def test_large_images_and_long_runs_are_small_pictures(tmp_path: Path, monkeypat
     Image.fromarray(np.full((300, 1000, 3), 200, np.uint8)).save(tmp_path / "images" / "0.png")
     Image.fromarray(np.zeros((300, 1000), np.uint8)).save(tmp_path / "images" / "0_label.png")
     task = task_of(validated(TrainJob, job(tmp_path, steps=10**6, sampling={"kind": "whole"}, batch=1)))
+    few = task_of(validated(TrainJob, job(tmp_path, steps=1, sampling={"kind": "patches"}, batch=3000)))
+    assert sampling_maps(few)[0].said.endswith(" times, 0.01 on average")  # much smaller than a pixel of the picture
     monkeypatch.setattr(sampling_map, "SAMPLES", 100)
     for limit, tint in ((sampling_map.READ, 200), (1000, 255)):
         monkeypatch.setattr(sampling_map, "READ", limit)
