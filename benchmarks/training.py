@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from svg import alone
 from torch import nn
 
 from pipeline.network.builtin import UNTRAINED, build
@@ -146,9 +147,7 @@ def plot(rows: list[Measured]) -> str:
         Line("in theory", [(row.times, math.log10(row.theory)) for row in rows]),
     ]
     x, y = "side of the image, in receptive fields", "log10 of whole / patches, in outputs a second"
-    style = "<style>text{font:12px sans-serif}.grid{stroke:#e6e9eb}.axis{stroke:#38424a}</style>"
-    chart = line_chart(lines, x=x, y=y).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return chart.replace(">", f'>{style}<rect width="100%" height="100%" fill="white"/>', 1)
+    return alone(line_chart(lines, x=x, y=y))
 
 
 if __name__ == "__main__":
