@@ -25,7 +25,7 @@ from pipeline.training import loop, on_ray
 from pipeline.training.group import Group
 from pipeline.training.run_folder import RunFolder
 from pipeline.trainjob import TrainJob
-from tests.training.test_training import ROOT, job, weights
+from tests.training.test_training import ROOT, draw, job, weights
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]
 
@@ -36,6 +36,7 @@ CLOSE = 1e-6
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of images and of a run of 20 steps in one process."""
     folder = tmp_path_factory.mktemp("undisturbed")
+    draw(folder / "images", count=5)  # three to train on, one to validate, and one to test
     pipeline.train(asked(folder))
     return folder
 
@@ -43,7 +44,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def asked(folder: Path, **given: Any) -> dict[str, Any]:
     """Batch norm, a validation image and fewer tiles in some steps than workers: all that workers have to agree on."""
     made = job(folder)
-    data = {**made["data"], "validation": {"fraction": 0.3}, "test": {"fraction": 0.3}}
+    data = {**made["data"], "validation": {"fraction": 0.2}, "test": {"fraction": 0.2}}
     network = {**made["network"], "norm": "batch"}
     return {**made, "steps": 20, "data": data, "network": network, "batch": 3, "checkpoint_every": 3, **given}
 
