@@ -223,6 +223,8 @@ class TrainJob(Settings):
     @field_validator("batch", mode="before")
     @classmethod
     def _number_or_word(cls, batch: Any) -> Any:
+        if batch == "auto":
+            raise ValueError("memory does not grow with the batch, so it sets none: give a number of samples, or image")
         if isinstance(batch, str) and batch != "image":
             raise ValueError("give a number of samples, or image")
         return batch

@@ -117,6 +117,7 @@ def test_validation_may_be_a_list_like_train() -> None:
         ("sampling.keep=1", "unknown option 'sampling.keep'; did you mean 'loss_keep'?"),
         ("network.classes=0", "option network.classes=0: input should be greater than or equal to 1"),
         ("batch=many", "option batch=many: give a number of samples, or image"),
+        ("batch=auto", "option batch=auto: memory does not grow with the batch, so it sets none: give a number"),
         ("loss=l2", "option loss=l2: input should be 'cross_entropy', 'dice' or 'focal'"),
         ("loss={}", "option loss={}: give a factor to one of cross_entropy, dice and focal at least"),
         ("loss={dise: 1}", "unknown option 'loss.dise'; did you mean 'dice'?"),
