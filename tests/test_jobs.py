@@ -101,6 +101,10 @@ def test_only_who_has_the_token_is_let_in(head: Head) -> None:
             head.ask("/api/jobs/", token=token)
         assert caught.value.code in (401, 403)
     assert head.shell("ray job list", RAY_AUTH_MODE="disabled").returncode != 0
+    run = f"python -m pipeline.infer big.tif -o no.zarr --engine ray --address {head.gcs}"
+    done = head.shell(run, RAY_AUTH_MODE="disabled", PYTHONPATH=str(ROOT))
+    assert done.returncode == 2 and "asks for a token: set RAY_AUTH_MODE=token" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_data_stays_behind(head: Head) -> None:

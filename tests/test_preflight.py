@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -37,6 +38,16 @@ def test_an_image_of_the_same_name_elsewhere_is_not_the_image(tmp_path: Path) ->
     sent = pickle.dumps(preflight([image], []))
     np.save(tmp_path / "a.npy", np.ones((1, 9, 9)))
     assert "is not the image of that name" in str(pickle.loads(sent)())
+
+
+def test_a_copy_that_only_this_machine_has_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    image = open_image(np.zeros((1, 4200, 4200), np.uint8))
+    sent = pickle.dumps(preflight([image], []))
+    assert pickle.loads(sent)() is None
+    image.close()  # its folder goes, as if it were another machine's
+    with pytest.raises(ValueError, match=r"the image was copied to .*, which is not seen here: store it in tiles"):
+        pickle.loads(sent)
 
 
 @pytest.mark.parametrize("count", [1, 31, 33, 1000])

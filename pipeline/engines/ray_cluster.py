@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import cloudpickle
+import grpc
 import ray
+from ray._private.grpc_utils import init_grpc_channel
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.exceptions import AuthenticationError, RayError, RayTaskError, RuntimeEnvSetupError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -23,6 +25,8 @@ OBJECT_STORE = 200_000_000
 """Bytes of the object store of a cluster of our own: what starts the workers goes through it, once."""
 REACH = 5.0
 """Seconds in which a cluster's head must accept a connection; Ray itself would try for many minutes."""
+ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+"""What a cluster's head is asked, as `ray health-check` does."""
 EXAMINE = 120.0
 """Seconds in which each node must have examined what it sees; the first import on a cold disk is slow."""
 
@@ -66,7 +70,7 @@ def _start(cpus: float, gpus: float) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raises ValueError where nobody accepts a connection."""
+    """Raises ValueError where nobody accepts a connection, or not without a token: Ray would try for 20 s or more."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), REACH).close()
@@ -74,6 +78,21 @@ def _knock(address: str) -> None:
         raise ValueError(
             f"no Ray cluster answers at {address!r}: give HOST:PORT of its head, or auto on a node of it"
         ) from None
+    with init_grpc_channel(address, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(ALIVE)(b"", timeout=REACH)
+        except grpc.RpcError as error:  # what else there is, ray.init says better
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise _locked(address) from None
+        except AuthenticationError:
+            raise _locked(address) from None
+
+
+def _locked(address: str) -> ValueError:
+    return ValueError(
+        f"the Ray cluster at {address!r} asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH where "
+        "it is not ~/.ray/auth_token"
+    )
 
 
 def _join(address: str) -> None:
@@ -82,10 +101,7 @@ def _join(address: str) -> None:
     except ConnectionError as error:
         raise ValueError(f"no Ray cluster answers at {address!r}: {' '.join(str(error).split())}") from None
     except AuthenticationError:
-        raise ValueError(
-            f"the Ray cluster at {address!r} asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH where "
-            "it is not ~/.ray/auth_token"
-        ) from None
+        raise _locked(address) from None
 
 
 class View(NamedTuple):

@@ -8,6 +8,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ LARGE = 16 << 20
 """Bytes of a chunk beyond which it is decoded piece by piece, where that can be done."""
 HEAVY = 16 << 20
 """Bytes of an array beyond which it goes to other processes through a copy on disk."""
-PREFIX = "pipeline-scratch-"
+PREFIX = f"pipeline-scratch-{socket.gethostname()}-"
+"""Of the copies that this machine's processes made: several may share the folder."""
 
 
 def is_needed(source: Source, cache_bytes: int) -> bool:
@@ -110,7 +112,7 @@ def _remove(path: Path, owner: int) -> None:
 def _sweep(root: Path) -> None:
     """Removes what processes left that were killed."""
     for path in root.glob(f"{PREFIX}*"):
-        found = re.match(rf"{PREFIX}(\d+)-", path.name)
+        found = re.match(rf"{re.escape(PREFIX)}(\d+)-", path.name)
         try:
             if found and path.stat().st_uid == os.getuid():
                 os.kill(int(found[1]), 0)
@@ -196,6 +198,12 @@ class Copy:
     metadata: Metadata
 
     def open(self) -> ZarrSource:
+        """Raises ValueError where it is not seen."""
+        if not self.folder.exists():
+            raise ValueError(
+                f"{self.metadata.name or 'the image'} was copied to {self.folder}, which is not seen here: "
+                "store it in tiles (python -m pipeline.convert), or set TMPDIR to a folder that all nodes share"
+            )
         array: Any = zarr.open_array(str(self.folder / "image"), mode="r")
         metadata = replace(self.metadata)
         source = ZarrSource(array, None, "CZYX", metadata, str(self.folder))
