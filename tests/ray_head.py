@@ -126,9 +126,12 @@ def prepared(folder: Path, gcs: int, **options: str | int) -> Iterator[Head]:
 
 
 def end(pid: int, temporary: Path) -> None:
-    """Ends the head, and what further nodes of its session leave behind."""
+    """Ends the head and all of its session at once: told to end, it would take half a minute to do so in order."""
     with suppress(psutil.NoSuchProcess):
-        psutil.Process(pid).terminate()
+        head = psutil.Process(pid)
+        for process in (head, *head.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
     until(lambda: not running(pid), 60, "end of the head")
     for process in psutil.process_iter(["cmdline"]):
         if any(f"{temporary}/" in word for word in process.info["cmdline"] or ()):

@@ -27,7 +27,7 @@ from pipeline.storage.location import location_of
 from pipeline.storage.output import open_output
 
 PIXELS = np.random.default_rng(5).integers(0, 255, (500, 700, 3), np.uint8)
-OPTIONS = ["--tile", "256,256", "--workers", "2", "--kind", "probability"]
+OPTIONS = ["--tile", "256,256", "--kind", "probability"]
 
 
 def command(module: str, *arguments: str) -> subprocess.Popen[str]:
@@ -63,12 +63,12 @@ def local_shards(image: Path, folder: Path) -> dict[str, bytes]:
 
 def test_a_killed_run_goes_on_and_gives_the_bytes_of_a_local_one(bucket: str, image: str, tmp_path: Path) -> None:
     output = f"{bucket}/results/big.zarr"
-    process = command("infer", image, "-o", output, *OPTIONS)
+    process = command("infer", image, "-o", output, *OPTIONS, "--workers", "2")
     while len([n for n in shards_in(output) if n.startswith("0/")]) < 3 and process.poll() is None:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    status, out, err = run("infer", image, "-o", output, *OPTIONS)
+    status, out, err = run("infer", image, "-o", output, *OPTIONS, "--workers", "1")
     assert status == 0 and "units were done before" in out, (out, err)
     assert shards_in(output) == local_shards(tmp_path / "big.tif", tmp_path / "big.zarr")
     names = {meta["path"] for page in obstore.list(from_url(f"{bucket}/results")) for meta in page}
