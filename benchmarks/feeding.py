@@ -1,6 +1,6 @@
 """Whether reading keeps up with training, and what a second worker gives; writes benchmarks/feeding.md.
 
-    python benchmarks/feeding.py [--steps 24] [--rounds 3] [--out benchmarks/feeding.md]
+    python benchmarks/feeding.py [--steps 9] [--rounds 3] [--out benchmarks/feeding.md]
 
 An image of 4096 x 4096 is drawn, and stored as OME-Zarr and as tiled TIFF with deflate, its labels likewise. Tiles of
 256 pixels are read with the halo of the job file's U-Net (base 16, depth 4), in the random order of training, by 1 and
@@ -34,7 +34,7 @@ from pipeline.trainjob import TrainJob
 SIDE = 4096
 TILES = 96
 """That are read for one figure."""
-BATCH = 2
+BATCH = 8
 
 
 def settings(image: Path, label: Path, run: Path, **given: Any) -> dict[str, Any]:
@@ -74,13 +74,11 @@ def read(task: Task, threads: int) -> float:
     return done / (time.perf_counter() - began)
 
 
-def consumed(task: Task, steps: int = 8) -> float:
+def consumed(task: Task, steps: int = 1) -> float:
     """Tiles a second that go through the network forwards and back, from memory."""
     torch.set_num_threads(1)
     module = network(task, begin(task)["module"], "cpu")
-    reads = list(
-        task.reader().reads([sample for step in range(steps // BATCH) for sample in task.sampler().step(step)])
-    )
+    reads = list(task.reader().reads([sample for step in range(steps) for sample in task.sampler().step(step)]))
     accumulate(module, iter(reads[:1]), task.loss)
     began = time.perf_counter()
     accumulate(module, iter(reads), task.loss)
@@ -92,12 +90,12 @@ def trained(image: Path, label: Path, workers: int, steps: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         pipeline.train(settings(image, label, Path(folder) / "run", workers=workers, steps=steps))
         lines = (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()
-    return BATCH / statistics.median(json.loads(line)["seconds"] for line in lines[3:])
+    return BATCH / statistics.median(json.loads(line)["seconds"] for line in lines[2:])
 
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--steps", type=int, default=24, help="of each training")
+    p.add_argument("--steps", type=int, default=9, help="of each training")
     p.add_argument("--rounds", type=int, default=3)
     p.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"))
     asked = p.parse_args()

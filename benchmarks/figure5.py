@@ -45,7 +45,7 @@ class Curve:
     seconds: list[float]
     losses: list[float]
     outputs: int
-    """That had a loss, over all steps."""
+    """That are labelled, whether their loss is kept or not, over all steps."""
 
     def when(self, loss: float) -> tuple[int, float] | None:
         """Steps and seconds until the loss was first so low; None where it never was."""
@@ -81,7 +81,7 @@ def report(curves: list[Curve], images: int, steps: int) -> str:
         "steps of SGD; a step is 2 whole images (2 / loss_keep of them), or 64 patches. One thread, "
         f"{platform.machine()}, torch {torch.__version__}; by `python benchmarks/figure5.py NUCLEI_FOLDER`.",
         "",
-        "| a step samples | loss at the end | outputs with a loss | seconds a step "
+        "| a step samples | loss at the end | labelled outputs of its samples | seconds a step "
         f"| steps to a loss of {aim:.3f} | seconds to it |",
         "|---|---|---|---|---|---|",
     ]
