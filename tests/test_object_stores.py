@@ -50,10 +50,13 @@ def image(bucket: str, tmp_path: Path) -> str:
     return f"{bucket}/images/big.tif"
 
 
+def names_in(url: str) -> list[str]:
+    return [meta["path"] for page in obstore.list(from_url(url)) for meta in page]
+
+
 def shards_in(url: str) -> dict[str, bytes]:
     store = from_url(url)
-    names = [meta["path"] for page in obstore.list(store) for meta in page if "/c/" in meta["path"]]
-    return {name: bytes(obstore.get(store, name).bytes()) for name in names}
+    return {name: bytes(obstore.get(store, name).bytes()) for name in names_in(url) if "/c/" in name}
 
 
 def local_shards(image: Path, folder: Path) -> dict[str, bytes]:
@@ -64,14 +67,14 @@ def local_shards(image: Path, folder: Path) -> dict[str, bytes]:
 def test_a_killed_run_goes_on_and_gives_the_bytes_of_a_local_one(bucket: str, image: str, tmp_path: Path) -> None:
     output = f"{bucket}/results/big.zarr"
     process = command("infer", image, "-o", output, *OPTIONS, "--workers", "2")
-    while len([n for n in shards_in(output) if n.startswith("0/")]) < 3 and process.poll() is None:
-        time.sleep(0.05)
+    while len([name for name in names_in(output) if name.startswith("0/c/")]) < 3 and process.poll() is None:
+        time.sleep(0.1)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
     status, out, err = run("infer", image, "-o", output, *OPTIONS, "--workers", "1")
     assert status == 0 and "units were done before" in out, (out, err)
     assert shards_in(output) == local_shards(tmp_path / "big.tif", tmp_path / "big.zarr")
-    names = {meta["path"] for page in obstore.list(from_url(f"{bucket}/results")) for meta in page}
+    names = names_in(f"{bucket}/results")
     assert "big.preview.png" in names
     assert not any("/preview/" in name or name.endswith("lease") for name in names)
     report = pipeline.verify(output)
