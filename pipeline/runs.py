@@ -22,7 +22,6 @@ from pipeline.network.normalise import check_normalisation
 from pipeline.reporting.examples import find_examples
 from pipeline.reporting.report import write_report
 from pipeline.reporting.sampling_map import sampling_maps
-from pipeline.reporting.tensorboard import Board
 from pipeline.storage.image import open_image
 from pipeline.storage.location import is_url
 from pipeline.training.augmentation import Augmentation
@@ -77,7 +76,11 @@ def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[st
     if state is not None and state["data"] != task.data:
         raise ValueError(f"run {job.run} was begun with other images or labels than there are now: give another run")
     before = 0 if state is None else int(state["step"])
-    board = Board(folder.path) if job.tensorboard else None
+    board = None
+    if job.tensorboard:
+        from pipeline.reporting.tensorboard import Board
+
+        board = Board(folder.path)
     shown = BEGINNING
 
     def report() -> None:

@@ -49,7 +49,9 @@ class RunFolder:
             raise ValueError(f"run {self.path}: there is something else already: give another folder")
         stored, asked = (_flat(job) for job in (yaml.safe_load((self.path / JOB).read_text()), settings))
         for key in (*asked, *stored):
-            was, now = (job.get(key) or None for job in (stored, asked))  # what is not there is off, and so is false
+            was, now = (
+                None if job.get(key) is False else job.get(key) for job in (stored, asked)
+            )  # false is off: none
             if key.split(".")[0] not in FREE and was != now:
                 raise ValueError(
                     f"run {self.path} was begun with {key}={stored.get(key)!r}, not {asked.get(key)!r}: "

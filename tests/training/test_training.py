@@ -167,6 +167,16 @@ def test_another_job_under_the_same_name_is_refused_by_key(tmp_path: Path) -> No
     assert os.listdir(tmp_path / "other") == ["thesis.txt"]
 
 
+def test_zero_is_something_and_what_is_missing_is_off(tmp_path: Path) -> None:
+    """Keys that a run was begun without came later; label 0 that is ignored is no label that is not."""
+    RunFolder(tmp_path / "run").begin({"data": {"ignore": 0}})
+    RunFolder(tmp_path / "run").begin({"data": {"ignore": 0}, "balanced": False, "clip": None})
+    for settings, said in (({"data": {"ignore": None}}, "ignore=0, not None"),
+                           ({"data": {"ignore": 0}, "balanced": True}, "balanced=None, not True")):  # fmt: skip
+        with pytest.raises(ValueError, match=said):
+            RunFolder(tmp_path / "run").begin(settings)
+
+
 def test_other_data_under_the_same_job_are_refused(tmp_path: Path) -> None:
     pipeline.train(job(tmp_path, steps=2, checkpoint_every=1))
     for name in ("network.json", "checkpoints/00000002.pt"):
