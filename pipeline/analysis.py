@@ -8,13 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipeline.config import Options
 from pipeline.network.graph import blank
 from pipeline.network.loading import Network, choose_device
 from pipeline.network.memory import forward_bytes
+from pipeline.network.prepare import copied_module
 from pipeline.network.program import CannotStream, Program
-from pipeline.network.receptive_field import receptive_field
+from pipeline.network.receptive_field import Found, followed, receptive_field
 from pipeline.network.sizes import least_size
 from pipeline.network.streaming import Stream, deviation, peak_bytes, program_of
 from pipeline.storage.image import Image
@@ -58,15 +60,17 @@ class Analysis:
                 "say which of the image's it gets, for instance --channels 0,1,2"
             )
         self.channels = channels
-        self.field = self._with_least(self._field())
+        shared = copied_module(network.module, share=True)  # it may keep what it made for an image
+        found = followed(shared, channels)
+        self.field = self._with_least(self._field(shared, found))
         self.classes = self._classes()
         self._peaks: dict[tuple[tuple[int, int], int], int] = {}
-        self.program, self.folded, self.whole = self._program()
+        self.program, self.folded, self.whole = self._program(found)
         """How the network runs in bands of rows, whether folded; or None, and why reads run whole."""
         self.band = 0 if self.program is None else self._band
 
-    def _field(self) -> ReceptiveField:
-        derived = receptive_field(self.network.module, self.channels, reach=self.options.reach)
+    def _field(self, module: nn.Module, found: Found) -> ReceptiveField:
+        derived = receptive_field(module, self.channels, reach=self.options.reach, found=found)
         if self.options.mode != "blend" and not derived.is_local:
             raise ValueError(
                 f"network {self.network.name} is not local, so no tiling can equal its whole-image pass: "
@@ -88,7 +92,7 @@ class Analysis:
     def _band(self) -> int:
         return self.field.extended(BAND, 1)[0]
 
-    def _program(self) -> tuple[Program | None, bool, str]:
+    def _program(self, found: Found) -> tuple[Program | None, bool, str]:
         """(program, whether it is folded, why there is none): the fastest whose rounding the tolerance leaves room for.
 
         In float64 nothing is folded: proofs compare bits. Where half precision is asked for, that rounds far more.
@@ -99,9 +103,9 @@ class Analysis:
         try:
             if precision != "float32":
                 folded = precision != "float64"
-                return program_of(module, self.channels, folded=folded), folded, ""
+                return program_of(module, self.channels, folded=folded, found=found), folded, ""
             for folded in (True, False):
-                program = program_of(module, self.channels, folded=folded)
+                program = program_of(module, self.channels, folded=folded, found=found)
                 if (off := self._deviation(program)) <= SHARE * TOLERANCE[precision]:
                     return program, folded, ""
         except CannotStream as reason:

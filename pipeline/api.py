@@ -287,6 +287,8 @@ def _work(
                 [run.output.location.everywhere() for run in runs],
                 analysis.network if analysis else None,
                 analysis.device if analysis else "cpu",
+                analysis.program if analysis else None,
+                analysis.folded if analysis else False,
             )
             address = asked.scheduler if asked.engine == "dask" else asked.address
             place = Place(asked.engine, asked.workers, own_process, asked.worker_cpus, asked.worker_gpus, address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from contextlib import suppress
 
 import numpy as np
@@ -16,8 +17,8 @@ from pipeline.tiling.plan import Plan
 
 THUMBNAILS = "preview"
 """Folder in an unfinished output that holds what the preview will show of each tile's image."""
-COMPRESSION = 3
-"""Of the PNG: a third of the time of the default, for a file a tenth larger."""
+PNG = {"compress_level": 3, "compress_type": zlib.Z_RLE}
+"""Two fifths of the time that the default takes, for a file a few hundredths larger."""
 
 
 def keep_thumbnail(output: Output, plan: Plan, unit: int, core: Region, pixels: np.ndarray) -> None:
@@ -77,7 +78,7 @@ def draw(output: Output, plan: Plan) -> None:
             eight_bit=plan.image["dtype"] == "uint8",
         )  # fmt: skip
         content = io.BytesIO()
-        page.save(content, "PNG", compress_level=COMPRESSION)
+        page.save(content, "PNG", **PNG)
         folder.write(picture_name, [content.getvalue()])
     location.remove(THUMBNAILS)
 

@@ -48,6 +48,13 @@ class Job:
     outputs: Sequence[str]
     network: Network | None
     device: str = "cpu"
+    program: Program | None = None
+    """How the network runs in bands, where the caller knows; a worker in another process finds it by itself."""
+    folded: bool = False
+    """Whether `program` is folded."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"program": None}
 
 
 def start(job: Job) -> Callable[[Item], list[list[Record]]]:
@@ -61,7 +68,9 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
     @lru_cache(maxsize=1)
     def program(precision: str, channels: int, folded: bool) -> Program:
         network = module(precision)
-        assert network is not None
+        assert network is not None and job.network is not None
+        if job.program is not None and folded == job.folded and network is job.network.module:
+            return job.program
         return program_of(network, channels, folded=folded)
 
     @lru_cache(maxsize=2)

@@ -18,7 +18,7 @@ from pipeline.network.graph import Graph, Node, Ref, references
 from pipeline.network.layouts import Rows, Tracked
 from pipeline.network.prepare import copied_module
 from pipeline.network.reach import Line
-from pipeline.network.receptive_field import followed
+from pipeline.network.receptive_field import Found, followed
 from pipeline.network.relations import Pad, Relation, Transposed, Window, moves_nothing
 from pipeline.network.sliding import RESIZES
 
@@ -52,13 +52,15 @@ class Program:
     """Whether the channels of a pixel lie together in its bands, and not the pixels of a channel."""
 
 
-def build(module: nn.Module, channels: int) -> Program:
+def build(module: nn.Module, channels: int, found: Found | None = None) -> Program:
     """The program of a network in eval mode, for images of any size that is a multiple of its alignment.
+
+    `found` is what `followed` returned for a copy of it, where somebody has that already.
 
     Raises:
         CannotStream: it has an operation that runs on whole maps only.
     """
-    found = followed(copied_module(module, share=True), channels)  # it may keep what it made for an image
+    found = found or followed(copied_module(module, share=True), channels)  # it may keep what it made for an image
     first, second, analysis = found.first, found.second, found.analysis
     if first is second:
         raise CannotStream("the network takes one size only")

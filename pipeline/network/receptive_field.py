@@ -40,19 +40,24 @@ class UnknownOperation(ValueError):
 
 
 def receptive_field(
-    module: nn.Module, channels: int, shape: tuple[int, int] | None = None, *, reach: int | None = None
+    module: nn.Module,
+    channels: int,
+    shape: tuple[int, int] | None = None,
+    *,
+    reach: int | None = None,
+    found: Found | None = None,
 ) -> ReceptiveField:
     """The receptive field of a network that takes (1, channels, y, x); `shape` is a size (y, x) that it accepts.
 
     `reach` declares, where operations are not known, the pixels that an output sees on each side; they are then taken
     to keep the shifts of the rest of the network. A network with operations that are not local gets its field with
-    them named, and reach 0.
+    them named, and reach 0. `found` is what `followed` returned for it, where somebody has that already.
 
     Raises:
         UnknownOperation: its sole obstacle is an operation that the analysis does not know.
         ValueError: it fails on every size that was tried, or does not map one image to one image.
     """
-    found = followed(module, channels, shape)
+    found = found or followed(module, channels, shape)
     analysis, alignment = found.analysis, found.alignment
     if analysis.not_local or found.first is found.second:
         return _not_local(analysis, alignment)

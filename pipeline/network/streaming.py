@@ -23,6 +23,7 @@ from pipeline.network.folding import fold, simplify
 from pipeline.network.graph import device_of, dtype_of, probe
 from pipeline.network.prepare import copied_module
 from pipeline.network.program import Program, build
+from pipeline.network.receptive_field import Found
 from pipeline.network.steps import Span, Step
 from pipeline.tiling.geometry import Interval
 
@@ -179,13 +180,15 @@ class Count(Stream):
         return [None] * len(step.outputs)
 
 
-def program_of(module: nn.Module, channels: int, *, folded: bool) -> Program:
+def program_of(module: nn.Module, channels: int, *, folded: bool, found: Found | None = None) -> Program:
     """The program of a network in eval mode, made cheap; `folded`, made cheaper and rounding otherwise.
+
+    `found` is what `followed` returned for a copy of it, where somebody has that already.
 
     Raises:
         CannotStream: it has an operation that runs on whole maps only.
     """
-    return (fold if folded else simplify)(build(module, channels))
+    return (fold if folded else simplify)(build(module, channels, found))
 
 
 @torch.inference_mode()

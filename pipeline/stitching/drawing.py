@@ -70,11 +70,12 @@ def faded(image: Pixels) -> Pixels:
 
 def overlay(image: Pixels, mask: NDArray[Any], colours: Sequence[RGB], thickness: int = 1) -> Pixels:
     """The image with each class but 0 tinted in its colour, outlined where another class begins."""
-    table = np.array(colours, np.float32)[np.minimum(mask, len(colours) - 1).astype(np.intp)]
-    share = np.where(mask > 0, np.float32(FILL), np.float32(0))
-    share[(mask > 0) & _edges(mask, thickness)] = 1
-    mixed = image * (1 - share[..., None]) + table * share[..., None]
-    return np.asarray(np.round(mixed), np.uint8)
+    inside = mask > 0
+    table = np.array(colours, np.float32)[np.minimum(mask[inside], len(colours) - 1).astype(np.intp)]
+    share = np.where(_edges(mask, thickness)[inside], np.float32(1), np.float32(FILL))[:, None]
+    mixed = image.copy()
+    mixed[inside] = np.round(image[inside] * (1 - share) + table * share).astype(np.uint8)
+    return mixed
 
 
 def _edges(mask: NDArray[Any], thickness: int) -> NDArray[np.bool_]:
@@ -92,7 +93,7 @@ def _edges(mask: NDArray[Any], thickness: int) -> NDArray[np.bool_]:
 def resize(pixels: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
     """The nearest pixel for each of another resolution."""
     rows, columns = ((np.arange(n) * 2 + 1) * have // (2 * n) for n, have in zip(shape, pixels.shape[:2], strict=True))
-    resized: NDArray[Any] = pixels[rows[:, None], columns]
+    resized: NDArray[Any] = pixels[:, columns][rows]  # of one axis at a time whole rows are copied
     return resized
 
 

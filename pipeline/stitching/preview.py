@@ -103,11 +103,12 @@ def compose(
     colours = palette(max(2, len(classes), 0 if mask is None or not mask.size else int(mask.max()) + 1))
     limits = contrast(image, eight_bit)
     height, width = shown = _shown(image.shape[-2:])
-    plain = resize(to_rgb(image, limits), shown)
+    small = to_rgb(image, limits)
+    plain = resize(small, shown)
     scale = height / size[0], width / size[1]
     panels = [plain, plain.copy()]
     if mask is not None:
-        panels[1] = overlay(faded(plain), _placed(mask, extent, size, shown), colours)
+        panels[1] = overlay(resize(faded(small), shown), _placed(mask, extent, size, shown), colours)
     draw_lines(panels[1], lines, scale)
     captions = ["image", "result and tiles" if any(map(len, lines)) else "result"]
     if detail is not None:
