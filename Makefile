@@ -10,7 +10,7 @@ PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraint
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test nightly lint bench bench-engines bench-networks clean
+.PHONY: help venv demo test nightly lint bench bench-engines bench-networks bench-execution clean
 
 help:
 	@echo 'make demo    install into $(VENV), draw an 8192 x 8192 slide, predict its nuclei, verify the result'
@@ -21,6 +21,7 @@ help:
 	@echo 'make bench   time and memory of a prediction: benchmarks/infer.md (twenty minutes)'
 	@echo 'make bench-engines    what engines cost: benchmarks/engines.md (ten minutes)'
 	@echo 'make bench-networks   networks of other libraries, in .bench: benchmarks/networks.md (ten minutes)'
+	@echo 'make bench-execution  bands of rows against other ways, in .bench: benchmarks/execution.md (25 minutes)'
 	@echo 'make clean   remove what the others made, $(VENV) too'
 
 $(VENV)/python.stamp:
@@ -87,6 +88,15 @@ NETWORKS_NEED := huggingface-hub tqdm einops kornia-rs torch-einops-utils colorl
 
 bench-networks: .bench/networks.stamp
 	OMP_NUM_THREADS=1 .bench/bin/python -m benchmarks.networks
+
+.bench/execution.stamp: pyproject.toml constraints.txt benchmarks/execution.txt
+	$(PYTHON) -m venv .bench
+	.bench/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e . huggingface-hub tqdm einops
+	.bench/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/execution.txt
+	@touch $@
+
+bench-execution: .bench/execution.stamp
+	.bench/bin/python -m benchmarks.execution
 
 clean:
 	rm -rf $(VENV) .bench build dist *.egg-info .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,106 @@
+"""What runs in bands execute, counted and not timed; for benchmarks/execution.py.
+
+    python -m benchmarks.counting
+
+prints the lines of a section of the report as JSON. Operations are the multiplications with additions of convolutions,
+and the elements that everything else makes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+from torch import Tensor
+
+from benchmarks.subjects import NETWORKS, analysed, network
+from pipeline.analysis import Analysis
+from pipeline.network.program import Program
+from pipeline.network.steps import Convolution, Resize, Step, TransposedConvolution
+from pipeline.network.streaming import Progress, Stream
+from pipeline.tiling.geometry import Interval
+from pipeline.tiling.grid import Grid
+from pipeline.tiling.plan import choose_core
+
+MEMORY = 2_000_000_000
+"""The default of --memory."""
+SIDES = (4096, 16384)
+
+
+class Operations(Stream):
+    """A pass without tensors that adds up what its steps compute."""
+
+    total = 0
+
+    def make(self, progress: Progress, made: Interval) -> Sequence[Tensor | None]:
+        step = progress.step
+        self.total += self.of(step, made, progress.given(made)) + len(step.then) * self.elements(step, made)
+        return [None] * len(progress.step.outputs)
+
+    def elements(self, step: Step, made: Interval) -> int:
+        return self.program.flows[step.output].row_items * self.columns[step.output] * made.size
+
+    def of(self, step: Step, made: Interval, given: Interval) -> int:
+        """Operations of one step that makes these rows of those, without what is done to its result in place."""
+        if isinstance(step, Convolution):
+            return products(step) * self.columns[step.output] * made.size
+        if isinstance(step, TransposedConvolution):
+            return products(step) * self.columns[step.inputs[0]] * given.size
+        if isinstance(step, Resize):
+            return self.elements(step, Interval(0, math.ceil(given.size * step.relation.rate)))
+        return self.elements(step, made)
+
+
+def products(step: Step) -> int:
+    """Multiplications of one output element of each channel; of a transposed convolution, of one input element."""
+    return int(step.arguments["weight"].numel())
+
+
+def operations(program: Program, height: int, width: int, band: int) -> int:
+    stream = Operations(program, height, width)
+    for top in range(0, height, band):
+        stream.held[program.input].append(min(band, height - top), None)
+        stream.advance()
+        stream.held[program.output].release(stream.held[program.output].stop)
+    return stream.total
+
+
+def count() -> list[str]:
+    """Table: full width, and the planner's tiles."""
+    lines = [
+        "Multiplications with additions of convolutions and elements of all other results; what is run in bands over "
+        "what one forward pass over the whole image executes. Tiles are those that the planner chooses by default.",
+        "",
+        "| network | reach | image | run as | band | pixels read | operations |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, (label, _) in NETWORKS.items():
+        analysis = analysed(network(name)[0])
+        start = f"| {label} | {max(analysis.field.before)}"
+        lines += [f"{start} | {side} x {side} | {row}" for side in SIDES for row in rows(analysis, side)]
+    return lines
+
+
+def rows(analysis: Analysis, side: int) -> Iterator[str]:
+    """The end of a row for all columns at once, and of one for tiles."""
+    program, image = analysis.program, SimpleNamespace(dtype=np.dtype(np.uint8))
+    assert program is not None
+    size = analysis.field.extended(side, side)
+    once = operations(program, *size, size[0])
+    core = choose_core(size, analysis.field, analysis.needs(image, analysis.options, 1), MEMORY)
+    executed = cache(lambda *read: operations(program, *read, analysis.band))
+    for words, grid in (
+        ("all columns at once", Grid.build(size, size, analysis.field)),
+        (f"tiles of {core[0]} x {core[1]}", Grid.build(size, core, analysis.field)),
+    ):
+        total = sum(executed(*grid.tile(n).read.shape) for n in range(len(grid)))
+        band = f"{analysis.band}{'' if analysis.folded else ', not folded'}"
+        yield f"{words} | {band} | {grid.read_amplification:.3f} | {total / once:.4f} |"
+
+
+if __name__ == "__main__":
+    print(json.dumps(count()))
