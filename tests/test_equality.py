@@ -31,7 +31,8 @@ class Case:
 
     def __init__(self, module: nn.Module, precision: str) -> None:
         self.module, self.precision = module, precision
-        self.field = pipeline.receptive_field(module, (2, 64, 64))
+        self.network = pipeline.load_network(module)
+        self.field = pipeline.receptive_field(self.network, (2, 64, 64))
 
     def core(self, least: Pair) -> Pair:
         """The smallest core of at least so many pixels."""
@@ -40,16 +41,16 @@ class Case:
 
     def fits(self, size: Pair) -> bool:
         """Whether the network gives anything on an image of that size."""
-        runs = fails_at(pipeline.load_network(self.module).module, 2, self.field.extended(*size)) is None
+        runs = fails_at(self.network.module, 2, self.field.extended(*size)) is None
         return runs and 0 not in self.field.output_shape(*size)
 
     def check(self, size: Pair, core: Pair, folder: Path) -> None:
         image = np.random.default_rng(size).integers(0, 9, (2, *size), np.uint8)
         result = pipeline.predict(
-            image, self.module, folder / "o.zarr", kind="logits", precision=self.precision, tile=core, workers=1,
+            image, self.network, folder / "o.zarr", kind="logits", precision=self.precision, tile=core, workers=1,
             channels=[0, 1], overwrite=True,
         )  # fmt: skip
-        extended = torch.from_numpy(pipeline.extend(image, self.module))[None]
+        extended = torch.from_numpy(pipeline.extend(image, self.network))[None]
         with torch.no_grad():
             output = single_output(self.module(extended.to(getattr(torch, self.precision))))[0]
         rows, columns = self.field.output_shape(*size)

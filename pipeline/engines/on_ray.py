@@ -12,6 +12,7 @@ room, and each unit that it had is either done again by another or, where it kil
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import pickle
@@ -95,6 +96,7 @@ class Hand:
     def begin(self, start: bytes, check: bytes | None, examined: set[str]) -> tuple[str, bytes]:
         """(node, packed answer): calls `start`, after `check` on a node that was not examined yet."""
         os.environ.update(dict.fromkeys(THREADS, "1"))  # before whatever comes with `start` reads it
+        gc.set_threshold(100_000)  # as a local worker does: torch's objects are there to stay
         node = ray.get_runtime_context().get_node_id()
         try:
             if check is not None and node not in examined and (objection := examine(check)):

@@ -47,7 +47,9 @@ def train_on_ray(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     placed = SOON if isinstance(workers, tuple) else PLACED
-    for name, value in {"WORKER_GROUP_START_TIMEOUT_S": placed, "HEALTH_CHECK_INTERVAL_S": 0.5}.items():
+    # Its watcher of nodes that go, an actor of its own, would see what each worker sees by `notice`.
+    settings = {"WORKER_GROUP_START_TIMEOUT_S": placed, "HEALTH_CHECK_INTERVAL_S": 0.5, "ENABLE_PREEMPTION_WATCHER": 0}
+    for name, value in settings.items():
         os.environ.setdefault(f"RAY_TRAIN_{name}", str(value))
     checkpoints = Path(task.folder) / CHECKPOINTS
     (checkpoints / REFUSED).unlink(missing_ok=True)
