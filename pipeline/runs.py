@@ -110,12 +110,12 @@ def task_of(job: TrainJob) -> Task:
     asked = options(precision=stored(job), device="cpu", mode="blend")
     analysis = Analysis(network, asked)  # in this mode, a network that is not local is no error yet
     core = (job.sampling.core,) * 2 if isinstance(job.sampling.core, int) else job.sampling.core
-    augment = None if job.augment is None else Augmentation(**job.augment.model_dump(), seed=job.seed)
+    augment = augmentation_of(job, analysis.channels)
     field = analysis.field if augment is None else augment.field(analysis.field)
     cut(field.alignment, field, job.sampling.kind, core)
     if not job.freeze_norm and any(isinstance(part, _BatchNorm) for part in network.module.modules()):
         log.warning("batch norm sees each sample's own statistics, so a step is not the whole images': "
-                    "norm: none, or freeze_norm: true, is")  # fmt: skip
+                    "norm: none, or freeze_norm, is")  # fmt: skip
     weights = job.class_weights
     if weights is not None and len(weights) != (named := scored(analysis.classes)):
         raise ValueError(f"class_weights={list(weights)}: the network tells {named} classes apart, give one for each")
@@ -153,13 +153,22 @@ def task_of(job: TrainJob) -> Task:
         seed=job.seed,
         cores=split.cores,
         balanced=job.sampling.balanced,
-        freeze_norm=job.freeze_norm,
+        freeze_norm=None if job.freeze_norm is False else int(job.freeze_norm) - (job.freeze_norm is True),
         clip=job.clip,
         ema=job.ema,
         schedule=Schedule() if job.schedule is None else Schedule(job.schedule.name, job.schedule.warmup),
         checkpoint_every=job.checkpoint_every,
         checkpoint_activations=job.checkpoint_activations,
     )
+
+
+def augmentation_of(job: TrainJob, channels: int) -> Augmentation | None:
+    """The views to train on. Raises ValueError for those of stained tissue where images are not RGB."""
+    if job.augment is None:
+        return None
+    if job.augment.stain and channels != 3:
+        raise ValueError(f"augment.stain={job.augment.stain}: is for RGB, and the network takes {channels} channels")
+    return Augmentation(**job.augment.model_dump(), seed=job.seed)
 
 
 def loss_of(job: TrainJob, classes: int) -> Loss:

@@ -148,6 +148,8 @@ class Augment(Settings):
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    stain: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    elastic: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 HOW_MANY = Discriminator(lambda value: "several" if isinstance(value, dict | Settings) else "one")
@@ -205,8 +207,9 @@ class TrainJob(Settings):
     """The network that results, and is validated, is the running mean of the weights, which keeps this much a step."""
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Norm to which a longer gradient, of all parameters together, is shortened."""
-    freeze_norm: bool = False
-    """Batch norm keeps the statistics that the network came with, so that tiles have the whole image's gradient."""
+    freeze_norm: bool | Count = False
+    """Batch norm keeps the statistics that the network came with, or those of so many steps, after which tiles have
+    the whole image's gradient."""
     tensorboard: bool = False
     """The log, and pictures in the end, in the folder `tensorboard` of the run too."""
     steps: Count = 2000

@@ -137,7 +137,13 @@ def test_validation_may_be_a_list_like_train() -> None:
         ("normalise={std: wide}", "option normalise.std=wide: input should be"),
         ("augment={rotate: 90}", "option augment.rotate=90: input should be a valid boolean"),
         ("augment.brightness=2", "option augment.brightness=2: input should be less than 1"),
-        ("augment.mirror=true", "unknown option 'augment.mirror'; there are brightness, contrast, flip, noise, rotate"),
+        (
+            "augment.mirror=true",
+            "unknown option 'augment.mirror'; there are brightness, contrast, elastic, flip, noise",
+        ),
+        ("augment.stain=1", "option augment.stain=1: input should be less than 1"),
+        ("augment.elastic=-1", "option augment.elastic=-1: input should be greater than or equal to 0"),
+        ("freeze_norm=-1", "option freeze_norm=-1: input should be"),
         ("stepps=1", "unknown option 'stepps'; did you mean 'steps'?"),
     ],
 )

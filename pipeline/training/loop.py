@@ -98,7 +98,8 @@ class Task:
     cores: Sequence[np.ndarray] = ()
     """Of each pair (cores, classes): the labelled outputs; without, cores that have none are not known."""
     balanced: bool = False
-    freeze_norm: bool = False
+    freeze_norm: int | None = None
+    """Steps after which batch norm keeps its statistics; None: it never does."""
     clip: float | None = None
     ema: float | None = None
     schedule: Schedule = Schedule()
@@ -119,7 +120,8 @@ class Task:
         return Sampler(cores, self.batch, keep=self.keep, seed=self.seed, balanced=self.balanced)
 
     def reader(self) -> Reader:
-        return Reader(self.pairs, self.channels, self.classes, self.ignore, self.binary)
+        margin = 0 if self.augment is None else self.augment.margin
+        return Reader(self.pairs, self.channels, self.classes, self.ignore, self.binary, margin)
 
 
 def train(
@@ -148,6 +150,8 @@ def train(
 
         for step in range(state["step"] + 1, task.steps + 1):
             began = time.monotonic()
+            if statistics.norms and task.freeze_norm is not None and step > task.freeze_norm:
+                statistics = frozen(module)
             rate = task.optimizer["lr"] * task.schedule.factor(step, task.steps)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate
@@ -210,14 +214,18 @@ def begin(task: Task) -> State:
 
 
 def network(task: Task, weights: Mapping[str, Any], device: str) -> nn.Module:
-    """The module with those weights, in training mode; its batch norm in eval mode where it is frozen."""
+    """The module with those weights, in training mode."""
     module = build(task.architecture, task.arguments, dict(task.normalise))  # type: ignore[arg-type]
     module.load_state_dict(weights)
-    module = module.to(device, torch.float64 if task.precision == "float64" else torch.float32).train()
+    return module.to(device, torch.float64 if task.precision == "float64" else torch.float32).train()
+
+
+def frozen(module: nn.Module) -> Statistics:
+    """Has the module's batch norm keep its statistics from now on: there are none left to move."""
     for part in module.modules():
-        if task.freeze_norm and isinstance(part, nn.modules.batchnorm._BatchNorm):
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
             part.eval()
-    return module
+    return Statistics(module)
 
 
 def optimizer_of(module: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from pipeline.storage.image import Image, open_image
+from pipeline.tiling.geometry import Region
 from pipeline.training.gradient import Read
 from pipeline.training.pairs import IGNORE, Labels, Pair
 from pipeline.training.sampling import Sample
@@ -18,9 +19,20 @@ CACHE_BYTES = 16_000_000
 
 
 class Reader:
-    """Reads samples of pairs, which it opens when they are first needed."""
+    """Reads samples of pairs, which it opens when they are first needed.
 
-    def __init__(self, pairs: Sequence[Pair], channels: int, classes: int, ignore: int | None, binary: bool) -> None:
+    margin: outputs around each core whose classes are read too, for views that draw them in.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        channels: int,
+        classes: int,
+        ignore: int | None,
+        binary: bool,
+        margin: int = 0,
+    ) -> None:
         @lru_cache(OPEN)
         def opened(number: int) -> tuple[Image, Labels]:
             pair = pairs[number]
@@ -30,7 +42,7 @@ class Reader:
             labels.image.cache_bytes = CACHE_BYTES
             return image, labels
 
-        self.opened, self.pairs = opened, pairs
+        self.opened, self.pairs, self.margin = opened, pairs, margin
 
     def reads(self, samples: Iterable[Sample]) -> Iterator[Read]:
         """Each sample with its pixels, extended where the read goes beyond the image, and its core's classes.
@@ -40,8 +52,13 @@ class Reader:
         for sample in samples:
             image, labels = self.opened(sample.image)
             tile = sample.tile
-            classes = labels.read(tile.core)
+            classes = labels.read(_wider(tile.core, self.margin))
             if (classes == IGNORE).all():
                 continue
             pixels = image.read(tile.read.clip(*self.pairs[sample.image].size))
             yield sample, extend_to(pixels, tile.read.shape), classes
+
+
+def _wider(region: Region, margin: int) -> Region:
+    y, x = region.y, region.x
+    return Region.of(y.start - margin, y.stop + margin, x.start - margin, x.stop + margin)

@@ -317,6 +317,18 @@ def test_frozen_batch_norm_keeps_its_statistics_and_another_one_moves_them(tmp_p
         assert len(means) == 6 and all(bool(mean.any()) != frozen for mean in means)
 
 
+def test_batch_norm_that_is_frozen_later_keeps_the_statistics_of_the_steps_before(tmp_path: Path) -> None:
+    network = {"architecture": "unet", "base": 4, "depth": 1, "norm": "batch", "classes": 2}
+    states = {}
+    for name, more in {"one": {"steps": 1}, "frozen": {"steps": 3, "freeze_norm": 1}, "moved": {"steps": 3}}.items():
+        run = pipeline.train(job(tmp_path, run=f"{tmp_path}/{name}", network=network, **more))
+        states[name] = load_network(run.path).module.state_dict()
+    buffers = [key for key in states["one"] if "running" in key or "tracked" in key]
+    assert all(torch.equal(states["frozen"][key], states["one"][key]) for key in buffers) and len(buffers) == 18
+    assert not any(torch.equal(states["moved"][key], states["one"][key]) for key in buffers)
+    assert not torch.equal(states["frozen"]["classify.weight"], states["one"]["classify.weight"])
+
+
 def test_both_passes_of_dice_see_the_same_views_and_keep_the_same_outputs(tmp_path: Path) -> None:
     """A step's gradient against torch's alone, over all tiles at once; batch norm sees each pixel once."""
     network = {"architecture": "unet", "base": 4, "depth": 1, "norm": "batch", "classes": 2}
