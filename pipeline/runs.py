@@ -95,7 +95,7 @@ def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[st
         _train_here(task, report)
     else:
         _train_on_ray(task, job.workers, report)
-        report()
+    report()  # what came last, a test among it
     best, worst = ([], []) if task.validation is None else find_examples(task.validation, load_network(job.run).module)
     if board is not None:
         board.show({"best": best, "worst": worst}, job.steps)
@@ -114,8 +114,8 @@ def task_of(job: TrainJob) -> Task:
     field = analysis.field if augment is None else augment.field(analysis.field)
     cut(field.alignment, field, job.sampling.kind, core)
     if not job.freeze_norm and any(isinstance(part, _BatchNorm) for part in network.module.modules()):
-        log.warning("batch norm sees each sample's own statistics, so a step is not the whole images': "
-                    "norm: none, or freeze_norm, is")  # fmt: skip
+        log.warning("batch norm sees each sample's own statistics, so a step is not the whole images', and what "
+                    "results may predict badly: give norm: none, or freeze_norm")  # fmt: skip
     weights = job.class_weights
     if weights is not None and len(weights) != (named := scored(analysis.classes)):
         raise ValueError(f"class_weights={list(weights)}: the network tells {named} classes apart, give one for each")

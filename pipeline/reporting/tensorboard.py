@@ -34,9 +34,9 @@ class Board:
                 self._scalars(step, {f"training/{key}": line.get(key) for key in ("loss", "lr", "seconds")})
             if "validation" in line and step > self.validations:
                 self.validations = step
-                scores = line["validation"]
-                by_class = {f"validation/iou/{number}": score for number, score in enumerate(scores["iou"])}
-                self._scalars(step, {"validation/mean_iou": scores["mean_iou"], **by_class})
+                self._scores("validation", step, line["validation"])
+            if "test" in line:
+                self._scores("test", step, line["test"])
         self.writer.flush()
 
     def show(self, examples: Mapping[str, Sequence[Example]], step: int) -> None:
@@ -48,6 +48,10 @@ class Board:
 
     def close(self) -> None:
         self.writer.close()
+
+    def _scores(self, part: str, step: int, scores: Mapping[str, Any]) -> None:
+        by_class = {f"{part}/iou/{number}": score for number, score in enumerate(scores["iou"])}
+        self._scalars(step, {f"{part}/mean_iou": scores["mean_iou"], **by_class})
 
     def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         for name, value in values.items():

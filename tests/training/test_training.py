@@ -419,7 +419,7 @@ def events(folder: Path) -> list[tuple[str, int, float]]:
 
 
 def test_tensorboard_has_each_step_once_also_of_a_run_that_was_gone_on_with(tmp_path: Path) -> None:
-    data = {**job(tmp_path)["data"], "validation": {"fraction": 0.3}}
+    data = {**job(tmp_path)["data"], "validation": {"fraction": 0.3}, "test": {"fraction": 0.3}}
     asked = job(tmp_path, data=data, checkpoint_every=2)
     run = Path(pipeline.train(asked).path)
     assert not (run / "tensorboard").exists()
@@ -437,5 +437,9 @@ def test_tensorboard_has_each_step_once_also_of_a_run_that_was_gone_on_with(tmp_
         "validation/iou/1": [score["iou"][1] for score in scores],
     }.items():
         assert [value for name, _, value in shown if name == tag] == [np.float32(value) for value in values] != []
+    [tested] = [line for line in lines if "test" in line]
+    assert [(step, value) for tag, step, value in shown if tag == "test/iou/1"] == [
+        (tested["step"], np.float32(tested["test"]["iou"][1]))
+    ]
     assert {tag.split("/")[1] for tag, _, _ in shown if tag.startswith("training")} == {"loss", "lr", "seconds"}
     assert [step for tag, step, height in shown if tag.startswith("best/") and height > 50] == [6]
