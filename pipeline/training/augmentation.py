@@ -89,8 +89,8 @@ class Augmentation:
             tile = turned(sample.tile, field, turns, up, across)
             yield (
                 replace(sample, tile=tile),
-                self._recoloured(view(pixels, turns, up, across), stored, draw),
-                np.ascontiguousarray(view(labels, turns, up, across)),
+                self._recoloured(view(pixels, turns, up, across).copy(), stored, draw),
+                view(labels, turns, up, across).copy(),  # as torch takes it, also where it has a single row
             )
 
     def _deformed(

@@ -205,3 +205,16 @@ def test_what_cannot_be_stained_or_deformed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^augment\.stain=0\.1: is for RGB, and the network takes 1 channels$"):
         network = {"architecture": "unet", "base": 4, "depth": 1, "channels": 1}
         pipeline.train(job(tmp_path, network=network, augment={"stain": 0.1}))
+
+
+def test_a_single_row_of_labels_can_be_turned() -> None:
+    """An axis of one row or column has, turned, a stride that NumPy thinks nothing of, and torch refuses."""
+    drawn = Drawn.random(NETWORKS["unet"], [(37, 46)], classes=3)
+    augmentation = Augmentation(flip=True, rotate=True)
+    wide = replace(drawn, field=augmentation.field(drawn.field))
+    samples = [
+        sample for sample in all_samples(Sampler(wide.cores("tiles", (12, 16)), 1)) if 1 in sample.tile.core.shape
+    ]
+    for number in range(8):
+        seen = replace(augmentation, seed=number).views(wide.reads(samples), wide.field)
+        assert accumulate(drawn.module, seen, CrossEntropy()).pixels > 0
