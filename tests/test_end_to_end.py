@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,6 @@ import torch
 from torch import nn
 
 import pipeline
-from pipeline import commands, infer
 from pipeline.api import TilesFailed
 from tests.zoo import integer_weights_
 
@@ -62,9 +63,29 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def command(*words: str | Path, cwd: Path, module: str = "infer") -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", f"pipeline.{module}", *map(str, words)]
+def command(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "pipeline.infer", *map(str, words)]
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=200)
+
+
+Typed = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Typed:
+    """Runs a command in this process, which has loaded everything, in `tmp_path`: (status, what it says on stderr)."""
+
+    def run(*words: str | Path, module: str = "infer") -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [module, *map(str, words)])
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_module(f"pipeline.{module}", run_name="__main__")
+        signal.signal(signal.SIGTERM, before)
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, capfd.readouterr().err
+
+    return run
 
 
 def test_verify_finds_a_planted_seam(big: Path, tmp_path: Path) -> None:
@@ -132,23 +153,17 @@ def test_a_corrupt_chunk_fails_its_tile_alone(big: Path, tmp_path: Path) -> None
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
-    big: Path, tmp_path: Path, words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    big: Path, tmp_path: Path, words: list[str], message: str, typed: Typed
 ) -> None:
-    """Typed into this process, which has loaded everything; the first one as a person does."""
+    """The first one typed as a person does."""
     (tmp_path / "big.tif").write_bytes(big.read_bytes())
     (tmp_path / "empty.tif").write_bytes(b"")
     (tmp_path / "text.tif").write_text("no image at all")
     if words == ["nothing.tif"]:
-        typed = command(*words, cwd=tmp_path)
-        status, said = typed.returncode, typed.stderr
+        run = command(*words, cwd=tmp_path)
+        status, said = run.returncode, run.stderr
     else:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["infer", *words])
-        before = signal.getsignal(signal.SIGTERM)
-        with pytest.raises(SystemExit) as ended:
-            commands.run(infer.main)
-        signal.signal(signal.SIGTERM, before)
-        status, said = ended.value.code, capfd.readouterr().err
+        status, said = typed(*words)
     assert status == 2, said
     assert message in said and "Traceback" not in said and said.count("\n") == 1
 
@@ -164,9 +179,9 @@ def test_another_run_on_the_same_output_is_refused_with_the_difference(big: Path
     assert result.array.dtype == np.float32
 
 
-def test_convert_keeps_every_pixel(big: Path, tmp_path: Path) -> None:
-    run = command(big, "big.ome.zarr", "--workers", "1", cwd=tmp_path, module="convert")
-    assert run.returncode == 0, run.stderr
+def test_convert_keeps_every_pixel(big: Path, tmp_path: Path, typed: Typed) -> None:
+    status, said = typed(big, "big.ome.zarr", "--workers", "1", module="convert")
+    assert status == 0, said
     with pipeline.open_image(big) as a, pipeline.open_image(tmp_path / "big.ome.zarr") as b:
         np.testing.assert_array_equal(a.dask.compute(), b.dask.compute())
         assert b.shape == a.shape
@@ -223,12 +238,13 @@ def test_a_network_without_weights_takes_the_channels_that_are_picked(tmp_path: 
     assert np.array_equal(result.array[:], whole.numpy())
 
 
-def test_an_output_names_its_network_by_path(big: Path, tmp_path: Path) -> None:
+def test_an_output_names_its_network_by_path(big: Path, tmp_path: Path, typed: Typed) -> None:
     program = torch.export.export(nn.Conv2d(3, 2, 3, padding=1).eval(), (torch.zeros(1, 3, 32, 32),))
     torch.export.save(program, tmp_path / "net.pt2")
     run = command(big, "-o", "o.zarr", "--network", "net.pt2", "--workers", "1", cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert command("o.zarr", cwd=tmp_path, module="verify").returncode == 0
+    status, said = typed("o.zarr", module="verify")
+    assert status == 0, said
 
 
 def test_an_option_that_does_nothing_is_refused(tmp_path: Path) -> None:
@@ -236,15 +252,16 @@ def test_an_option_that_does_nothing_is_refused(tmp_path: Path) -> None:
         pipeline.predict(np.zeros((3, 9, 9), np.uint8), output=tmp_path / "o.zarr", dry_run=True)
 
 
-def test_outputs_are_called_as_their_images_are(tmp_path: Path) -> None:
+def test_outputs_are_called_as_their_images_are(tmp_path: Path, typed: Typed) -> None:
     """Only what tells the format goes: dots within a name tell images apart."""
     for name in ("scan.v1.tif", "scan.v2.ome.tif"):
         tifffile.imwrite(tmp_path / name, np.zeros((40, 40, 3), np.uint8), photometric="rgb")
     images = [tmp_path / "scan.v1.tif", tmp_path / "scan.v2.ome.tif"]
     pipeline.predict(images, "unet-tiny", tmp_path / "many", workers=1)
     assert sorted(path.name for path in (tmp_path / "many").glob("*.zarr")) == ["scan.v1.zarr", "scan.v2.zarr"]
-    one = command("scan.v2.ome.tif", "--network", "unet-tiny", "--workers", "1", cwd=tmp_path)
-    assert one.returncode == 0 and (tmp_path / "scan.v2.zarr").is_dir() and (tmp_path / "scan.v2.preview.png").is_file()
+    status, said = typed("scan.v2.ome.tif", "--network", "unet-tiny", "--workers", "1")
+    assert status == 0, said
+    assert (tmp_path / "scan.v2.zarr").is_dir() and (tmp_path / "scan.v2.preview.png").is_file()
 
 
 @pytest.mark.parametrize(("words", "status"), [([], 0), (["--help"], 0), (["infer"], 2)])

@@ -95,6 +95,7 @@ def check(found: Analysis, draw: Any) -> None:
     np.testing.assert_array_equal(computed, expected)
 
 
+@pytest.mark.no_cover  # the same code as with random networks, on many
 @pytest.mark.parametrize("name", NETWORKS)
 @settings(max_examples=6, deadline=None)
 @given(st.data())

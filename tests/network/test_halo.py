@@ -64,6 +64,7 @@ def narrower(field: ReceptiveField) -> Iterator[ReceptiveField]:
                 yield replace(field, halo=((halo[0][0], halo[0][1]), (halo[1][0], halo[1][1])))
 
 
+@pytest.mark.no_cover  # the same code as in tests of one network each, on many
 @pytest.mark.parametrize("architecture", SEEN, ids=[a.name for a in SEEN])
 def test_halo_is_enough_and_a_step_less_on_any_side_is_not(architecture: Architecture):
     torch.manual_seed(0)

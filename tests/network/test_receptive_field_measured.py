@@ -11,6 +11,8 @@ from pipeline.network.receptive_field import receptive_field
 from tests.footprints import measured
 from tests.zoo import PLAIN, ZOO, Architecture, random_network
 
+pytestmark = pytest.mark.no_cover  # the same code as elsewhere, on many networks
+
 names = [a.name for a in ZOO]
 
 
