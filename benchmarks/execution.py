@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
@@ -62,17 +62,30 @@ class Sizes:
     """Side of the image that one worker and two workers are run on."""
 
 
-QUICK = Sizes(512, 1, 256, 1024, (512, 2048), 1024)
+QUICK = Sizes(512, 1, 512, 1024, (512, 2048), 1024)
 """How small everything can be and still run."""
 
 
 def child(*arguments: object) -> Any:
     """What a module of benchmarks/, run in a process of its own, prints as JSON on its last line."""
-    command = [sys.executable, "-m", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command[1:])} ended with status {done.returncode}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return next(side_by_side([arguments]))
+
+
+def side_by_side(commands: Sequence[Sequence[object]]) -> Iterator[Any]:
+    """What each of several modules prints that run at the same time."""
+    started = [
+        subprocess.Popen([sys.executable, "-m", *map(str, command)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    try:
+        for process in started:
+            printed, _ = process.communicate()
+            if process.returncode:
+                raise SystemExit(f"{process.args} ended with status {process.returncode}")
+            yield json.loads(printed.splitlines()[-1])
+    finally:
+        for process in started:
+            process.kill()  # of no effect on those that have ended
 
 
 def draw(path: Path, side: int) -> Path:
@@ -139,16 +152,9 @@ def remembered(folder: Path, sizes: Sizes) -> list[str]:
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
     for rows in sizes.rows:
-        started = [
-            subprocess.Popen([sys.executable, "-m", "benchmarks.tall", way, str(rows), str(sizes.width), str(folder)],
-                             cwd=ROOT, stdout=subprocess.PIPE, text=True)
-            for way in ("stream", "predict")
-        ]  # fmt: skip
-        for process in started:
-            printed, _ = process.communicate()
-            if process.returncode:
-                raise SystemExit(f"{process.args} ended with status {process.returncode}")
-            found = json.loads(printed.splitlines()[-1])
+        for found in side_by_side(
+            [("benchmarks.tall", way, rows, sizes.width, folder) for way in ("stream", "predict")]
+        ):
             peak, prepared, counted = (f"{found[name] / 1e6:.0f}" for name in ("peak", "prepared", "counted"))
             lines.append(f"| {found['run']} | {rows} | {peak} | {prepared} | {counted} | {found['seconds']:.0f} |")
             print(lines[-1], flush=True)
