@@ -28,7 +28,8 @@ import pipeline
 from pipeline.jobfile import validated
 from pipeline.runs import task_of
 from pipeline.training.gradient import accumulate
-from pipeline.training.loop import Task, begin, network
+from pipeline.training.loop import begin, network
+from pipeline.training.task import Task
 from pipeline.trainjob import TrainJob
 
 SIDE = 4096

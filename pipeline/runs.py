@@ -24,14 +24,16 @@ from pipeline.reporting.report import write_report
 from pipeline.reporting.sampling_map import sampling_maps
 from pipeline.storage.image import open_image
 from pipeline.storage.location import is_url
+from pipeline.tiling.geometry import ReceptiveField
 from pipeline.training.augmentation import Augmentation
 from pipeline.training.finding import find_pairs
 from pipeline.training.group import Group
-from pipeline.training.loop import Schedule, Task, train
+from pipeline.training.loop import train
 from pipeline.training.loss import CrossEntropy, Dice, Focal, Loss, Total
 from pipeline.training.pairs import Pair, Split, scored
 from pipeline.training.run_folder import BEGINNING, FREE, RunFolder
 from pipeline.training.sampling import Cores, cut
+from pipeline.training.task import Schedule, Task
 from pipeline.training.validation import Validation
 from pipeline.trainjob import NewNetwork, TrainJob
 
@@ -119,13 +121,7 @@ def task_of(job: TrainJob) -> Task:
     weights = job.class_weights
     if weights is not None and len(weights) != (named := scored(analysis.classes)):
         raise ValueError(f"class_weights={list(weights)}: the network tells {named} classes apart, give one for each")
-
-    def cores(pair: Pair) -> Cores:
-        return cut(pair.size, field, job.sampling.kind, core, pair.region)
-
-    by_core = None if job.sampling.kind == "patches" else cores  # of single outputs, a table would be the labels again
-    split = find_pairs(**job.data.arguments(), field=field, channels=analysis.channels,
-                       classes=analysis.classes, seed=job.seed, cores=by_core)  # fmt: skip
+    split = split_of(job, analysis, field, core)
     return Task(
         folder=job.run,
         architecture=network.card["architecture"],
@@ -160,6 +156,17 @@ def task_of(job: TrainJob) -> Task:
         checkpoint_every=job.checkpoint_every,
         checkpoint_activations=job.checkpoint_activations,
     )
+
+
+def split_of(job: TrainJob, analysis: Analysis, field: ReceptiveField, core: tuple[int, int]) -> Split:
+    """The pairs to train on, whose labels are counted by cores, and those held out. Raises ValueError for bad ones."""
+
+    def cores(pair: Pair) -> Cores:
+        return cut(pair.size, field, job.sampling.kind, core, pair.region)
+
+    by_core = None if job.sampling.kind == "patches" else cores  # of single outputs, a table would be the labels again
+    return find_pairs(**job.data.arguments(), field=field, channels=analysis.channels,
+                      classes=analysis.classes, seed=job.seed, cores=by_core)  # fmt: skip
 
 
 def augmentation_of(job: TrainJob, channels: int) -> Augmentation | None:

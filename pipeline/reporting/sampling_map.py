@@ -12,8 +12,8 @@ from PIL import Image
 from pipeline.stitching.drawing import Pixels, contrast, faded, resize, to_rgb
 from pipeline.storage.image import open_image
 from pipeline.tiling.geometry import Interval, Region
-from pipeline.training.loop import Task
 from pipeline.training.pairs import Pair
+from pipeline.training.task import Task
 
 IMAGES = 12
 """Most images that are shown, the first ones."""

@@ -16,8 +16,9 @@ from pathlib import Path
 from uuid import uuid4
 
 from pipeline.training.group import Group
-from pipeline.training.loop import Task, train
+from pipeline.training.loop import train
 from pipeline.training.run_folder import CHECKPOINTS
+from pipeline.training.task import Task
 
 DEATHS = 8
 """Deaths of workers that a run survives."""

@@ -97,6 +97,12 @@ def test_a_missing_partner_is_named_on_either_side(tmp_path: Path) -> None:
         found(tmp_path)
 
 
+def test_an_image_is_not_its_own_label(tmp_path: Path) -> None:
+    pair(tmp_path, "a")
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/{{name}}\.png is both image and label$"):
+        found(tmp_path, ("{name}.png", "{name}.png"))
+
+
 def test_no_pair_at_all(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"no file is called like {tmp_path}/{{name}}\.png"):
         found(tmp_path)
