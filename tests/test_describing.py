@@ -51,6 +51,6 @@ def test_one_channel_is_foreground(tmp_path: Path) -> None:
 
 
 def test_the_distance_of_planes_is_kept(tmp_path: Path, stack: Path) -> None:
-    pipeline.convert(stack, tmp_path / "stack.ome.zarr")
+    pipeline.convert(stack, tmp_path / "stack.ome.zarr", workers=1)
     image = pipeline.open_image(tmp_path / "stack.ome.zarr")
     assert image.metadata["z_step"] == 2.0 and image.pixel_size == (0.5, 0.5) and image.unit == "micrometer"

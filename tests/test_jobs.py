@@ -21,7 +21,8 @@ from tests.ray_head import Head, free_ports, prepared, until
 
 ROOT = Path(__file__).parents[1]
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
+# a head of its own, so that it need not wait for the tests that share a cluster
+pytestmark = [pytest.mark.xdist_group("jobs"), pytest.mark.timeout(280)]
 
 
 def in_document(document: str) -> str:

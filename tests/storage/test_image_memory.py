@@ -106,9 +106,9 @@ def test_a_dask_array_of_what_is_stored_stays_lazy(tmp_path: Path, temporary: Pa
 
 
 def test_a_run_with_workers_leaves_no_copy_behind(tmp_path: Path, temporary: Path) -> None:
-    one = pipeline.predict(PIXELS, "nuclei", tmp_path / "one.zarr", workers=1, tile=(512, 512))
+    one = pipeline.predict(PIXELS, "unet-tiny", tmp_path / "one.zarr", workers=1, tile=(512, 512))
     assert not list(temporary.glob("pipeline-*")), "a run in this process needs none"
-    two = pipeline.predict(PIXELS, "nuclei", tmp_path / "two.zarr", workers=2, tile=(512, 512))
+    two = pipeline.predict(PIXELS, "unet-tiny", tmp_path / "two.zarr", workers=2, tile=(512, 512))
     assert np.array_equal(one.array[:], two.array[:])
     gc.collect()
     assert not list(temporary.glob("pipeline-*"))
