@@ -18,7 +18,8 @@ from pipeline.network.prepare import copied_module
 from pipeline.network.program import CannotStream, Program
 from pipeline.network.receptive_field import Found, followed, receptive_field
 from pipeline.network.sizes import least_size
-from pipeline.network.streaming import Stream, deviation, peak_bytes, program_of
+from pipeline.network.streaming import Stream, deviation, program_of
+from pipeline.network.streaming import needs as passing
 from pipeline.storage.image import Image
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.grid import Grid
@@ -64,7 +65,6 @@ class Analysis:
         found = followed(shared, channels)
         self.field = self._with_least(self._field(shared, found))
         self.classes = self._classes()
-        self._peaks: dict[tuple[tuple[int, int], int], int] = {}
         self.program, self.folded, self.whole = self._program(found)
         """How the network runs in bands of rows, whether folded; or None, and why reads run whole."""
         self.band = 0 if self.program is None else self._band
@@ -117,13 +117,6 @@ class Analysis:
         size = self.field.extended(rows, columns)
         return deviation(program, self.network.module, self.channels, size, self._band)
 
-    def peak(self, read: tuple[int, int], item: int) -> int:
-        """Bytes of a pass over a read in bands; hundreds of photographs of one size ask for it once."""
-        assert self.program is not None
-        if (read, item) not in self._peaks:
-            self._peaks[read, item] = peak_bytes(self.program, *read, self.band, item)
-        return self._peaks[read, item]
-
     def seconds_per_pixel(self) -> float:
         """How long the network alone takes on one thread, from a piece that is run here and now."""
         side = [max(a, PIECE // a * a) for a in self.field.alignment]
@@ -162,7 +155,8 @@ class Analysis:
                 forward = forward_bytes(module, self.channels, self.field, (window, window), precision)
                 accumulated = (grid.y.core + 2 * window) * (grid.x.core + 2 * window) * (4 * self.classes + 4)
             elif bands and self.program is not None:
-                forward = weights + HEAP * self.peak(read, width)
+                item = self.program.flows[self.program.input].dtype.itemsize
+                forward = weights + HEAP * passing(self.program, *read, self.band).peak * width // item
                 accumulated = 0
             else:
                 forward = forward_bytes(module, self.channels, self.field, read, precision)

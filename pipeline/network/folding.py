@@ -8,16 +8,14 @@ for which convolutions have faster kernels that round otherwise.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.network.graph import Node, Ref
 from pipeline.network.program import Program
-from pipeline.network.steps import Convolution, Resize, Step, TransposedConvolution
+from pipeline.network.steps import Change, Convolution, Step, TransposedConvolution
 
 NOTHING = {"alias", "detach", "lift_fresh", "contiguous", "resolve_conj", "resolve_neg"}
 BATCH_NORM = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "_batch_norm_no_update"}
@@ -113,25 +111,14 @@ def _work_in_place(program: Program) -> Program:
         change = _in_place(step.node) if len(step.inputs) == 1 else None
         operand = step.inputs[0]
         alone = readers[operand] == 1 and program.flows[operand].dtype is program.flows[step.output].dtype
-        if before is not None and change is not None and alone and _makes_anew(before):
+        if before is not None and change is not None and alone and len(before.outputs) == 1 and before.makes_anew:
             del steps[operand]
             step = replace(before, outputs=step.outputs, then=(*before.then, change))
         steps[step.output] = step
     return replace(program, steps=tuple(steps.values()))
 
 
-def _makes_anew(step: Step) -> bool:
-    """Whether its result is memory of its own, and not a look at its operand's."""
-    if len(step.outputs) > 1:
-        return False
-    if isinstance(step, Resize):
-        return step.sized  # a shuffle by 1 is a view
-    if isinstance(step, Convolution | TransposedConvolution):
-        return True
-    return type(step) is Step and torch.Tag.pointwise in step.node.op.tags
-
-
-def _in_place(node: Node) -> Callable[[Tensor], Any] | None:
+def _in_place(node: Node) -> Change | None:
     """The operation in the place of its operand; None where there is no such form."""
     if torch.Tag.pointwise not in node.op.tags or not node.args or not isinstance(node.args[0], Ref):
         return None
@@ -140,7 +127,4 @@ def _in_place(node: Node) -> Callable[[Tensor], Any] | None:
         return None
     packet = getattr(torch.ops.aten, f"{node.name}_", None)
     overload = getattr(packet, node.op._overloadname, None)
-    if overload is None:
-        return None
-    kwargs = node.kwargs
-    return lambda tensor: overload(tensor, *rest, **kwargs)
+    return None if overload is None else Change(node, overload)

@@ -6,8 +6,8 @@ The steps come from the same two captures, and rely on the same relations betwee
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,17 @@ class Flow:
     row_items: int
     """Numbers in one row and column: its channels."""
     dtype: torch.dtype
+    planar: bool
+    """Whether it is (1, channels, y, x)."""
+
+
+class Needs(NamedTuple):
+    """Bytes that a pass takes in memory above the weights."""
+
+    peak: int
+    """All at the worst moment."""
+    arena: int
+    """For rows that are held, of these."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,8 @@ class Program:
     output: int
     channels_last: bool = False
     """Whether the channels of a pixel lie together in its bands, and not the pixels of a channel."""
+    counted: dict[tuple[int, int, int], Needs] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What passes take, by rows and columns of the read and rows of a band, as far as it was asked for."""
 
 
 def build(module: nn.Module, channels: int, found: Found | None = None) -> Program:
@@ -84,9 +97,11 @@ class _Builder:
         tracked = self.values[number]
         assert tracked is not None
         rows, columns = tracked.rows["y"], tracked.rows["x"]
-        items = math.prod(self.graphs[0].shapes[number]) // (rows.sizes[0] * columns.sizes[0])
+        shape = self.graphs[0].shapes[number]
+        items = math.prod(shape) // (rows.sizes[0] * columns.sizes[0])
         lines = Line.of(rows, self.image["y"]), Line.of(columns, self.image["x"])
-        return Flow(self.dim(number), *lines, items, self.graphs[0].dtypes[number])
+        planar = list(shape) == [1, items, rows.sizes[0], columns.sizes[0]]
+        return Flow(self.dim(number), *lines, items, self.graphs[0].dtypes[number], planar)
 
     def dim(self, number: int) -> int:
         """The dimension in which the rows of a tensor lie, alone.

@@ -7,7 +7,7 @@ operation would have put around them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.network.graph import Node, Ref, references
-from pipeline.network.relations import SAME, Demand, Pad, Relation, Resample, Transposed, Window, demanded, unite
+from pipeline.network.relations import (
+    SAME,
+    Demand,
+    Pad,
+    Relation,
+    Resample,
+    Transposed,
+    Window,
+    demanded,
+    moves_nothing,
+    unite,
+)
 from pipeline.tiling.geometry import Interval
 
 
@@ -34,6 +45,43 @@ class Span:
     """Columns of the output."""
 
 
+ANEW = {"cat", "avg_pool2d", "_softmax"}
+"""Operations, beside those element by element, whose result is always memory of its own."""
+
+
+def writing(op: Any) -> Any:
+    """The form of an operation that writes into a tensor, `out`; None where there is none."""
+    wanted = [(argument.name, str(argument.type)) for argument in op._schema.arguments]
+    for name in op.overloadpacket.overloads():
+        form = getattr(op.overloadpacket, name)
+        arguments = form._schema.arguments
+        if [(a.name, str(a.type)) for a in arguments if not a.is_out] == wanted and arguments[-1].is_out \
+                and arguments[-1].name == "out":  # fmt: skip
+            return form
+    return None
+
+
+@dataclass(frozen=True)
+class Change:
+    """An operation element by element on one tensor, in that tensor's place."""
+
+    node: Node
+    in_place: Any
+    """The operation's form that works in place."""
+
+    @cached_property
+    def writing(self) -> Any:
+        """The operation's form that writes into another tensor; None where there is none."""
+        return writing(self.node.op)
+
+    def __call__(self, tensor: Tensor) -> None:
+        self.in_place(tensor, *self.node.args[1:], **self.node.kwargs)
+
+    def fill(self, tensor: Tensor, room: Tensor) -> None:
+        """Writes what it makes of a tensor into `room`."""
+        self.writing(tensor, *self.node.args[1:], out=room, **self.node.kwargs)
+
+
 @dataclass(frozen=True)
 class Step:
     """Every output row is computed from the same row of every input: the operation itself, run on some of them."""
@@ -46,7 +94,7 @@ class Step:
     dim: int
     """The dimension of the outputs in which their rows lie."""
     relation: Relation = SAME
-    then: tuple[Callable[[Tensor], Any], ...] = ()
+    then: tuple[Change, ...] = ()
     """What is done to its one result, in place."""
 
     @property
@@ -59,9 +107,27 @@ class Step:
         """Whether it copies its input once more at the image's edges."""
         return False
 
+    @property
+    def makes_anew(self) -> bool:
+        """Whether its one result is memory of its own, and not a look at its operands'."""
+        anew = torch.Tag.pointwise in self.node.op.tags or self.node.name in ANEW
+        return len(self.outputs) == 1 and anew
+
+    @cached_property
+    def writing(self) -> Any:
+        """The operation's form that writes into a tensor, where every output row comes from the same input rows."""
+        # Others than these may write as if the tensor had memory of its own: softmax does.
+        able = torch.Tag.pointwise in self.node.op.tags or self.node.name == "cat"
+        return writing(self.node.op) if able and type(self) is Step and moves_nothing(self.relation) else None
+
     def demand(self, low: Any, high: Any, size: int) -> Demand:
         """The rows of an input of that size that the output rows [low, high) are made of."""
         return demanded(self.relation, (low, high), size)
+
+    @property
+    def writes(self) -> bool:
+        """Whether its one result need not be copied to lie in a given place."""
+        return self.writing is not None or any(change.writing is not None for change in self.then)
 
     def make(self, tensors: Sequence[Tensor], span: Span) -> Sequence[Any]:
         """Its results, one for each of `outputs`, of the rows that the span asks for."""
@@ -70,6 +136,23 @@ class Step:
         for change in self.then:
             change(results[0])
         return results
+
+    def fill(self, tensors: Sequence[Tensor], span: Span, room: Tensor) -> None:
+        """Writes its one result, of the rows that the span asks for, into `room`."""
+        changes = list(self.then)
+        if self.writing is not None:
+            self.call(tensors, room)
+        else:
+            results = self.run(tensors, span)
+            result = results[self.outputs.index(self.output)] if isinstance(results, tuple | list) else results
+            while len(changes) > 1 or (changes and changes[0].writing is None):
+                changes.pop(0)(result)
+            if changes:
+                changes.pop(0).fill(result, room)
+            else:
+                room.copy_(result)
+        for change in changes:
+            change(room)
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Any:
         """What the operation returns, of these rows."""
@@ -91,8 +174,11 @@ class Step:
         """What the arguments refer to, in the order of `inputs`."""
         return list(dict.fromkeys(references((self.node.args, self.node.kwargs))))
 
-    def call(self, tensors: Sequence[Tensor], **changed: Any) -> Any:
-        """The operation with these tensors in place of the values that it refers to, and some arguments replaced."""
+    def call(self, tensors: Sequence[Tensor], room: Tensor | None = None, **changed: Any) -> Any:
+        """The operation with these tensors in place of the values that it refers to, and some arguments replaced.
+
+        Writes into `room` where that is given.
+        """
         held = dict(zip(self.values, tensors, strict=True))
         args, kwargs = [], {}
         for name, value in self.arguments.items():
@@ -106,7 +192,7 @@ class Step:
                 kwargs[name] = value
             else:
                 args.append(value)
-        return self.node.op(*args, **kwargs)
+        return self.node.op(*args, **kwargs) if room is None else self.writing(*args, out=room, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -115,6 +201,10 @@ class Reshape(Step):
 
     shape: tuple[int | str, ...] = ()
     """Sizes of the result, "y" and "x" where they are those of rows and columns."""
+
+    @property
+    def makes_anew(self) -> bool:
+        return False
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
         sizes = {"y": span.made.size, "x": span.columns}
@@ -137,6 +227,10 @@ class Convolution(Step):
         assert isinstance(self.relation, Window)
         return self.relation.kernel > 1
 
+    @property
+    def makes_anew(self) -> bool:
+        return True
+
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
         assert isinstance(self.relation, Window)
         above, below = _around(self.relation, span)
@@ -155,6 +249,10 @@ class MaxPool(Step):
         assert isinstance(self.relation, Window)
         return self.relation.kernel > 1
 
+    @property
+    def makes_anew(self) -> bool:
+        return self.outputs[1] is None
+
     def run(self, tensors: Sequence[Tensor], span: Span) -> Any:
         assert isinstance(self.relation, Window)
         above, below = _around(self.relation, span)
@@ -166,6 +264,10 @@ class MaxPool(Step):
 @dataclass(frozen=True)
 class TransposedConvolution(Step):
     """A transposed convolution of some rows, of which those are kept that no other row adds to."""
+
+    @property
+    def makes_anew(self) -> bool:
+        return True
 
     def demand(self, low: Any, high: Any, size: int) -> Demand:
         assert isinstance(self.relation, Transposed)
@@ -193,6 +295,10 @@ class TransposedConvolution(Step):
 class Slice(Step):
     """Every so-manieth row, from a first one on; or columns cut off."""
 
+    @property
+    def makes_anew(self) -> bool:
+        return False
+
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
         assert isinstance(self.relation, Window)
         bound = self.arguments
@@ -206,6 +312,10 @@ class Slice(Step):
 @dataclass(frozen=True)
 class Padding(Step):
     """Padding of any mode, above and below at the image's edges only."""
+
+    @property
+    def makes_anew(self) -> bool:
+        return False
 
     def demand(self, low: Any, high: Any, size: int) -> Demand:
         assert isinstance(self.relation, Pad)
@@ -231,7 +341,7 @@ class Padding(Step):
         below = max(0, after) if span.made.stop > span.size + before else 0
         bound = self.arguments
         name = "pad" if "pad" in bound else "padding"
-        result: Tensor = self.call(tensors, **{name: [*bound[name][:2], above, below]})
+        result: Tensor = self.call(tensors, None, **{name: [*bound[name][:2], above, below]})
         origin = span.given.start + before - above
         return result.narrow(2, span.made.start - origin, span.made.size)
 
@@ -245,6 +355,10 @@ class Resize(Step):
     sized: bool = False
     """Whether the operation is told the size of its result."""
 
+    @property
+    def makes_anew(self) -> bool:
+        return self.sized  # a shuffle by 1 is a view
+
     def demand(self, low: Any, high: Any, size: int) -> Demand:
         first, stop = super().demand(low, high, size)
         p = self.period
@@ -254,7 +368,7 @@ class Resize(Step):
         origin, rows = span.given.start * self.relation.rate, span.given.size * self.relation.rate
         assert origin.denominator == 1
         changed = {"output_size": [int(rows), span.columns]} if self.sized else {}
-        result: Tensor = self.call(tensors, **changed)
+        result: Tensor = self.call(tensors, None, **changed)
         return result.narrow(2, span.made.start - int(origin), span.made.size)
 
 

@@ -12,8 +12,8 @@ tensor then lets go of the rows that no step will need again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,66 +21,12 @@ from torch import Tensor, nn
 
 from pipeline.network.folding import fold, simplify
 from pipeline.network.graph import device_of, dtype_of, probe
+from pipeline.network.held import Arena, Held, Rows
 from pipeline.network.prepare import copied_module
-from pipeline.network.program import Program, build
+from pipeline.network.program import Needs, Program, build
 from pipeline.network.receptive_field import Found
 from pipeline.network.steps import Span, Step
 from pipeline.tiling.geometry import Interval
-
-
-@dataclass
-class Part:
-    """Rows of a tensor that were made at once and are still needed, of those that its memory holds."""
-
-    rows: int
-    stored: int
-    tensor: Tensor | None
-    """None where rows are counted only."""
-
-
-class Held:
-    """The rows [start, stop) of one tensor, which are there and still needed."""
-
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
-        self.start = self.stop = 0
-        self.parts: list[Part] = []
-
-    @property
-    def stored(self) -> int:
-        """Rows for which there is memory."""
-        return sum(part.stored for part in self.parts)
-
-    def append(self, rows: int, tensor: Tensor | None) -> None:
-        self.parts.append(Part(rows, rows, tensor))
-        self.stop += rows
-
-    def rows(self, wanted: Interval) -> Tensor:
-        """The rows of an interval that is held; joined where they were made at different times."""
-        assert self.start <= wanted.start and wanted.stop <= self.stop
-        pieces, at = [], self.start
-        for part in self.parts:
-            inside = wanted.clip(at, at + part.rows).shift(-at)
-            at += part.rows
-            if inside.size:
-                assert part.tensor is not None
-                pieces.append(part.tensor.narrow(self.dim, inside.start, inside.size))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.dim)
-
-    def release(self, start: int) -> None:
-        """Lets go of the rows below `start`; a small rest is copied, so that the memory of all can go."""
-        while self.parts and self.start + self.parts[0].rows <= start:
-            self.start += self.parts.pop(0).rows
-        if not self.parts or self.start >= start:
-            return
-        first = self.parts[0]
-        kept = first.rows - (start - self.start)
-        if first.tensor is not None:
-            first.tensor = first.tensor.narrow(self.dim, first.rows - kept, kept)
-        if 2 * kept <= first.stored:
-            first.stored = kept
-            first.tensor = None if first.tensor is None else first.tensor.clone()
-        first.rows, self.start = kept, start
 
 
 class Progress:
@@ -113,7 +59,7 @@ class Stream:
     """One pass of a program over a read of that many rows and columns."""
 
     def __init__(self, program: Program, height: int, width: int) -> None:
-        self.program = program
+        self.program, self.height, self.width = program, height, width
         self.sizes = {number: flow.rows.at(height) for number, flow in program.flows.items()}
         self.columns = {number: flow.columns.at(width) for number, flow in program.flows.items()}
         self.progress = [
@@ -123,61 +69,124 @@ class Stream:
         for progress in self.progress:
             for number in progress.step.inputs:
                 self.readers[number].append(progress)
-        self.held = {number: Held(flow.dim) for number, flow in program.flows.items()}
+        self.arena = Arena()
+        self.held = {number: self.holder(number) for number in program.flows}
+
+    def holder(self, number: int) -> Held:
+        """What holds the rows of a flow: in the arena where nobody looks at them later."""
+        flow, readers = self.program.flows[number], self.readers[number]
+        if number == self.program.output or not flow.planar or not all(p.step.makes_anew for p in readers):
+            return Held(flow.dim)
+        rows = Rows(flow.row_items, self.columns[number], flow.dtype, self.program.channels_last)
+        return Held(flow.dim, rows, self.arena)
 
     def run(self, bands: Iterable[Tensor]) -> Iterator[Tensor]:
         """The output's rows (1, classes, y, x), a few at a time, for bands (1, c, y, x) that make up the read."""
-        image, output = self.held[self.program.input], self.held[self.program.output]
-        layout = torch.channels_last if self.program.channels_last else torch.contiguous_format
         for band in bands:
             with torch.inference_mode():
-                image.append(band.shape[2], band.contiguous(memory_format=layout))
+                height = band.shape[2]
+                if self.arena.memory is None:
+                    size = needs(self.program, self.height, self.width, height).arena
+                    self.arena.memory = torch.empty(size, dtype=torch.uint8, device=band.device)
+                self.enter(height, band)
                 del band
-                self.advance()
-                if output.stop > output.start:
-                    rows = output.rows(Interval(output.start, output.stop))
-                    output.release(output.stop)
-                    yield rows
-                    del rows
+                for rows in self.advance(height):
+                    yield self.held[self.program.output].take(rows)
 
-    def advance(self) -> None:
-        """Makes all that can be made of what is there."""
-        for progress in self.progress:
-            inputs = progress.step.inputs
-            made = progress.ready([self.held[n].stop for n in inputs])
-            if not made.size:
-                continue
-            results = self.make(progress, made)
-            progress.done = made.stop
-            for number in inputs:
-                self.held[number].release(min(p.needs for p in self.readers[number]))
-            for output, result in zip(progress.step.outputs, results, strict=True):
+    def enter(self, height: int, band: Tensor | None) -> None:
+        """Takes in rows of the image."""
+        image = self.held[self.program.input]
+        if image.arena is not None:
+            room = image.room(height)
+            if room is not None and band is not None:
+                room.copy_(band)
+        elif band is not None:
+            layout = torch.channels_last if self.program.channels_last else torch.contiguous_format
+            image.append(height, band.contiguous(memory_format=layout))
+        else:
+            image.append(height, None)
+
+    def advance(self, band: int) -> Iterator[Interval]:
+        """Makes all that can be made of what is there; the output's rows that are there then, to be taken.
+
+        No step makes more rows at a time than a band stands for: at the image's lower edge many can be made at once.
+        """
+        output = self.held[self.program.output]
+        more = True
+        while more:
+            more = False
+            for progress in self.progress:
+                inputs = progress.step.inputs
+                ready = progress.ready([self.held[n].stop for n in inputs])
+                made = ready.clip(ready.start, ready.start + -(-progress.size * band // self.height))
+                more = more or made != ready
+                if made.size:
+                    self.make(progress, made)
+                    progress.done = made.stop
+                    for number in inputs:
+                        self.held[number].release(min(p.needs for p in self.readers[number]))
+            if output.stop > output.start:
+                yield Interval(output.start, output.stop)
+
+    def roomed(self, step: Step) -> bool:
+        """Whether what a step makes is to be written where there is room, and not held as it comes."""
+        held = self.held[step.output]
+        one = sum(number is not None for number in step.outputs) == 1
+        return one and held.arena is not None and (step.writes or held.stop > held.start)
+
+    def make(self, progress: Progress, made: Interval) -> None:
+        """Makes these rows of what a step makes, and holds them."""
+        step = progress.step
+        if not self.roomed(step):
+            results = step.make(*self.given(progress, made))
+            for output, result in zip(step.outputs, results, strict=True):
                 if output is not None:
                     self.held[output].append(made.size, result)
-            del results, result  # else they would be held while the next step runs
+            return
+        room = self.held[step.output].room(made.size)
+        assert room is not None
+        for rows in self.pieces(step, made):
+            step.fill(*self.given(progress, rows), room.narrow(2, rows.start - made.start, rows.size))
 
-    def make(self, progress: Progress, made: Interval) -> Sequence[Tensor | None]:
-        """The results of a step, of these rows."""
+    def given(self, progress: Progress, made: Interval) -> tuple[list[Tensor], Span]:
+        """What a step needs to make these rows."""
         step, given = progress.step, progress.given(made)
         span = Span(made, given, progress.sizes[0], self.columns[step.output])
-        return step.make([self.held[n].rows(given) for n in step.inputs], span)
+        return [self.held[n].rows(given) for n in step.inputs], span
+
+    def pieces(self, step: Step, made: Interval) -> Iterator[Interval]:
+        """The rows in pieces for which those of the inputs lie together, where the step does not care."""
+        if step.writing is None:
+            yield made
+            return
+        ends = sorted({end for n in step.inputs for end in self.held[n].ends if made.start < end < made.stop})
+        for start, stop in pairwise([made.start, *ends, made.stop]):
+            yield Interval(start, stop)
 
 
 class Count(Stream):
-    """The same pass without tensors: what it holds, joins and makes, in bytes, for numbers of `item` bytes."""
+    """The same pass without tensors: what it holds, joins and makes, in bytes."""
 
-    def __init__(self, program: Program, height: int, width: int, item: int) -> None:
+    def __init__(self, program: Program, height: int, width: int) -> None:
         super().__init__(program, height, width)
-        self.row = {n: flow.row_items * self.columns[n] * item for n, flow in program.flows.items()}
+        self.row = {n: flow.row_items * self.columns[n] * flow.dtype.itemsize for n, flow in program.flows.items()}
         self.peak = 0
 
-    def make(self, progress: Progress, made: Interval) -> Sequence[Tensor | None]:
+    def make(self, progress: Progress, made: Interval) -> None:
         step, given = progress.step, progress.given(made)
-        held = sum(held.stored * self.row[n] for n, held in self.held.items() if held.parts)
-        joined = sum(given.size * self.row[n] for n in step.inputs) * (2 if step.pads else 1)
-        new = sum(made.size * self.row[n] for n in step.outputs if n is not None)
-        self.peak = max(self.peak, held + joined + new)
-        return [None] * len(step.outputs)
+        together = step.writing is not None or all(self.held[n].together(given) for n in step.inputs)
+        operands = sum(given.size * self.row[n] for n in step.inputs)
+        result = sum(made.size * self.row[n] for n in step.outputs if n is not None)
+        beside = operands * (not together) + operands * step.pads
+        if self.roomed(step):
+            self.held[step.output].room(made.size)
+            beside += result * (step.writing is None)
+        else:
+            for output in step.outputs:
+                if output is not None:
+                    self.held[output].append(made.size, None)
+        held = sum(held.stored * self.row[n] for n, held in self.held.items())
+        self.peak = max(self.peak, self.arena.size + held + beside)
 
 
 def program_of(module: nn.Module, channels: int, *, folded: bool, found: Found | None = None) -> Program:
@@ -208,15 +217,14 @@ def deviation(program: Program, module: nn.Module, channels: int, size: tuple[in
     return worst
 
 
-def peak_bytes(program: Program, height: int, width: int, band: int, item: int) -> int:
-    """Bytes that a pass over a read of that size takes at most above the weights, in numbers of `item` bytes.
-
-    What is held, what a step joins or pads of it, and what it makes; counted, not run.
-    """
-    count = Count(program, height, width, item)
-    output = count.held[program.output]
-    for top in range(0, height, band):
-        count.held[program.input].append(min(band, height - top), None)
-        count.advance()
-        output.release(output.stop)
-    return count.peak
+def needs(program: Program, height: int, width: int, band: int) -> Needs:
+    """What a pass in bands over a read of that size takes in memory; counted, not run, and once for each size."""
+    key = height, width, band
+    if key not in program.counted:
+        count = Count(program, height, width)
+        for top in range(0, height, band):
+            count.enter(rows := min(band, height - top), None)
+            for made in count.advance(rows):
+                count.held[program.output].release(made.stop)
+        program.counted[key] = Needs(count.peak, count.arena.size)
+    return program.counted[key]
