@@ -50,13 +50,15 @@ ANEW = {"cat", "avg_pool2d", "_softmax"}
 
 
 def writing(op: Any) -> Any:
-    """The form of an operation that writes into a tensor, `out`; None where there is none."""
+    """The form of an operation that writes into a tensor, `out`; None where there is none that does not copy."""
+    if op is torch.ops.aten.relu.default:
+        return lambda tensor, out: torch.ops.aten.clamp_min.out(tensor, 0, out=out)  # which is what relu calls
     wanted = [(argument.name, str(argument.type)) for argument in op._schema.arguments]
     for name in op.overloadpacket.overloads():
         form = getattr(op.overloadpacket, name)
-        arguments = form._schema.arguments
-        if [(a.name, str(a.type)) for a in arguments if not a.is_out] == wanted and arguments[-1].is_out \
-                and arguments[-1].name == "out":  # fmt: skip
+        *arguments, last = form._schema.arguments
+        copies = torch.Tag.generated in form.tags
+        if last.is_out and last.name == "out" and [(a.name, str(a.type)) for a in arguments] == wanted and not copies:
             return form
     return None
 
