@@ -31,16 +31,19 @@ WINDOW = 512
 """Side of the windows of --mode blend where none is asked for."""
 PIECE = 512
 """Side of the piece of an image that tells how long a run will take."""
-BAND = 64
-"""Rows that go through the network at a time, about: a multiple of the alignment."""
+BAND = 128
+"""Most rows that go through the network at a time."""
+BAND_PIXELS = 1 << 17
+"""And about as many pixels: with fewer the steps' own cost tells, with more their rows are no longer in a cache."""
 PROBE = 128
-"""Side of the images that tell whether bands keep the tolerance: two bands, about."""
+"""Side of the images that tell whether bands keep the tolerance."""
+PROBE_BAND = 64
+"""Rows of their bands, about."""
 SHARE = 0.25
 """Of the tolerance, what bands may use up on those images; the rest is for other images, of other sizes."""
 HEAP = 2
-"""Bytes that the allocator holds for each that a pass in bands has at its peak: of blocks of all sizes, those that were
-freed lie between those that are in use. Measured on whole runs; with blocks mapped one by one it is 1, at half the
-speed."""
+"""Bytes that the allocator holds for each that a step makes beside what the arena has: of blocks of all sizes, those
+that were freed lie between those that are in use. Measured, on passes of 1024 to 16384 columns."""
 CACHE_SHARE = 8
 """A worker's cache of decoded source chunks gets one part in this many of its memory, at most CACHE_BYTES."""
 CACHE_BYTES = 64_000_000
@@ -67,7 +70,6 @@ class Analysis:
         self.classes = self._classes()
         self.program, self.folded, self.whole = self._program(found)
         """How the network runs in bands of rows, whether folded; or None, and why reads run whole."""
-        self.band = 0 if self.program is None else self._band
 
     def _field(self, module: nn.Module, found: Found) -> ReceptiveField:
         derived = receptive_field(module, self.channels, reach=self.options.reach, found=found)
@@ -88,9 +90,11 @@ class Analysis:
         with torch.inference_mode():
             return int(self.network.module(blank(self.network.module, self.channels, side)).shape[1])
 
-    @property
-    def _band(self) -> int:
-        return self.field.extended(BAND, 1)[0]
+    def band(self, columns: int) -> int:
+        """Rows of that many columns that go through the network at a time; 0 where all of them do at once."""
+        if self.program is None:
+            return 0
+        return self.field.extended(max(1, min(BAND, BAND_PIXELS // columns)), 1)[0]
 
     def _program(self, found: Found) -> tuple[Program | None, bool, str]:
         """(program, whether it is folded, why there is none): the fastest whose rounding the tolerance leaves room for.
@@ -115,7 +119,8 @@ class Analysis:
     def _deviation(self, program: Program) -> float:
         rows, columns = (max(PROBE, least) for least in self.field.least)
         size = self.field.extended(rows, columns)
-        return deviation(program, self.network.module, self.channels, size, self._band)
+        band = self.field.extended(PROBE_BAND, 1)[0]
+        return deviation(program, self.network.module, self.channels, size, band)
 
     def seconds_per_pixel(self) -> float:
         """How long the network alone takes on one thread, from a piece that is run here and now."""
@@ -130,7 +135,7 @@ class Analysis:
                     with torch.inference_mode():
                         self.network.module(piece)
                 else:
-                    deque(Stream(self.program, side[0], side[1]).run(piece.split(self.band, dim=2)), maxlen=0)
+                    deque(Stream(self.program, side[0], side[1]).run(piece.split(self.band(side[1]), dim=2)), maxlen=0)
                 took = time.monotonic() - began
         finally:
             torch.set_num_threads(threads)
@@ -156,7 +161,8 @@ class Analysis:
                 accumulated = (grid.y.core + 2 * window) * (grid.x.core + 2 * window) * (4 * self.classes + 4)
             elif bands and self.program is not None:
                 item = self.program.flows[self.program.input].dtype.itemsize
-                forward = weights + HEAP * passing(self.program, *read, self.band).peak * width // item
+                taken = passing(self.program, *read, self.band(read[1]))
+                forward = weights + (taken.arena + HEAP * taken.beside) * width // item
                 accumulated = 0
             else:
                 forward = forward_bytes(module, self.channels, self.field, read, precision)

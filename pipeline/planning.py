@@ -84,7 +84,7 @@ def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
         core=core,
         layout=layout,
         window=window,
-        band=analysis.band,
+        band=analysis.band(grid.largest_read[1]),
         folded=analysis.folded,
         memory=needs(grid, cache_bytes(options)),
         whole=analysis.whole,

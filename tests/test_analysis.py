@@ -41,7 +41,13 @@ class Delicate(nn.Module):
 
 def test_networks_run_folded_where_rounding_leaves_room() -> None:
     analysis = analysed(UNet(base=4, depth=2, norm="batch"))
-    assert analysis.program is not None and analysis.folded and analysis.band == 64 and not analysis.whole
+    assert (
+        analysis.program is not None
+        and analysis.folded
+        and analysis.band(2048) == 64
+        and analysis.band(256) == 128
+        and not analysis.whole
+    )
 
 
 def test_networks_that_folding_would_round_too_far_run_as_they_are() -> None:
@@ -52,7 +58,7 @@ def test_networks_that_folding_would_round_too_far_run_as_they_are() -> None:
 def test_networks_that_bands_would_round_too_far_run_whole() -> None:
     """As where coordinates between pixels are counted from a band's first row."""
     analysis = analysed(Delicate(1e5, nn.Upsample(scale_factor=3, mode="bilinear")))
-    assert analysis.program is None and analysis.band == 0 and not analysis.folded
+    assert analysis.program is None and analysis.band(512) == 0 and not analysis.folded
     assert "bands round otherwise, by " in analysis.whole
     assert SHARE * TOLERANCE["float32"] < float(analysis.whole.split(" by ")[1].split()[0])
 

@@ -43,12 +43,12 @@ class Flow:
 
 
 class Needs(NamedTuple):
-    """Bytes that a pass takes in memory above the weights."""
+    """Bytes that a pass takes in memory at most, above the weights."""
 
-    peak: int
-    """All at the worst moment."""
     arena: int
-    """For rows that are held, of these."""
+    """For rows that are held, in memory that is used again and again."""
+    beside: int
+    """For what a step joins, pads and makes, and rows that come in memory of their own."""
 
 
 @dataclass(frozen=True)

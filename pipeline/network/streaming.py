@@ -170,7 +170,7 @@ class Count(Stream):
     def __init__(self, program: Program, height: int, width: int) -> None:
         super().__init__(program, height, width)
         self.row = {n: flow.row_items * self.columns[n] * flow.dtype.itemsize for n, flow in program.flows.items()}
-        self.peak = 0
+        self.beside = 0
 
     def make(self, progress: Progress, made: Interval) -> None:
         step, given = progress.step, progress.given(made)
@@ -186,7 +186,7 @@ class Count(Stream):
                 if output is not None:
                     self.held[output].append(made.size, None)
         held = sum(held.stored * self.row[n] for n, held in self.held.items())
-        self.peak = max(self.peak, self.arena.size + held + beside)
+        self.beside = max(self.beside, held + beside)
 
 
 def program_of(module: nn.Module, channels: int, *, folded: bool, found: Found | None = None) -> Program:
@@ -226,5 +226,5 @@ def needs(program: Program, height: int, width: int, band: int) -> Needs:
             count.enter(rows := min(band, height - top), None)
             for made in count.advance(rows):
                 count.held[program.output].release(made.stop)
-        program.counted[key] = Needs(count.peak, count.arena.size)
+        program.counted[key] = Needs(count.arena.size, count.beside)
     return program.counted[key]
