@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from types import SimpleNamespace
 
 import numpy as np
-from torch import Tensor
 
 from benchmarks.subjects import NETWORKS, analysed, network
 from pipeline.analysis import Analysis
 from pipeline.network.program import Program
 from pipeline.network.steps import Convolution, Resize, Step, TransposedConvolution
-from pipeline.network.streaming import Progress, Stream
+from pipeline.network.streaming import Count, Progress, Stream
 from pipeline.tiling.geometry import Interval
 from pipeline.tiling.grid import Grid
 from pipeline.tiling.plan import choose_core
@@ -31,28 +30,32 @@ MEMORY = 2_000_000_000
 SIDES = (4096, 16384)
 
 
-class Operations(Stream):
+class Operations(Count):
     """A pass without tensors that adds up what its steps compute."""
 
     total = 0
 
-    def make(self, progress: Progress, made: Interval) -> Sequence[Tensor | None]:
+    def make(self, progress: Progress, made: Interval) -> None:
         step = progress.step
-        self.total += self.of(step, made, progress.given(made)) + len(step.then) * self.elements(step, made)
-        return [None] * len(progress.step.outputs)
+        self.total += operations_of(self, step, made, progress.given(made)) + len(step.then) * elements(
+            self, step, made
+        )
+        super().make(progress, made)
 
-    def elements(self, step: Step, made: Interval) -> int:
-        return self.program.flows[step.output].row_items * self.columns[step.output] * made.size
 
-    def of(self, step: Step, made: Interval, given: Interval) -> int:
-        """Operations of one step that makes these rows of those, without what is done to its result in place."""
-        if isinstance(step, Convolution):
-            return products(step) * self.columns[step.output] * made.size
-        if isinstance(step, TransposedConvolution):
-            return products(step) * self.columns[step.inputs[0]] * given.size
-        if isinstance(step, Resize):
-            return self.elements(step, Interval(0, math.ceil(given.size * step.relation.rate)))
-        return self.elements(step, made)
+def elements(stream: Stream, step: Step, made: Interval) -> int:
+    return stream.program.flows[step.output].row_items * stream.columns[step.output] * made.size
+
+
+def operations_of(stream: Stream, step: Step, made: Interval, given: Interval) -> int:
+    """Operations of one step that makes these rows of those, without what is done to its result in place."""
+    if isinstance(step, Convolution):
+        return products(step) * stream.columns[step.output] * made.size
+    if isinstance(step, TransposedConvolution):
+        return products(step) * stream.columns[step.inputs[0]] * given.size
+    if isinstance(step, Resize):
+        return elements(stream, step, Interval(0, math.ceil(given.size * step.relation.rate)))
+    return elements(stream, step, made)
 
 
 def products(step: Step) -> int:
@@ -63,9 +66,9 @@ def products(step: Step) -> int:
 def operations(program: Program, height: int, width: int, band: int) -> int:
     stream = Operations(program, height, width)
     for top in range(0, height, band):
-        stream.held[program.input].append(min(band, height - top), None)
-        stream.advance()
-        stream.held[program.output].release(stream.held[program.output].stop)
+        stream.enter(rows := min(band, height - top), None)
+        for made in stream.advance(rows):
+            stream.held[program.output].release(made.stop)
     return stream.total
 
 
@@ -92,13 +95,13 @@ def rows(analysis: Analysis, side: int) -> Iterator[str]:
     size = analysis.field.extended(side, side)
     once = operations(program, *size, size[0])
     core = choose_core(size, analysis.field, analysis.needs(image, analysis.options, 1), MEMORY)
-    executed = cache(lambda *read: operations(program, *read, analysis.band))
+    executed = cache(lambda *read: operations(program, *read, analysis.band(read[1])))
     for words, grid in (
         ("all columns at once", Grid.build(size, size, analysis.field)),
         (f"tiles of {core[0]} x {core[1]}", Grid.build(size, core, analysis.field)),
     ):
         total = sum(executed(*grid.tile(n).read.shape) for n in range(len(grid)))
-        band = f"{analysis.band}{'' if analysis.folded else ', not folded'}"
+        band = f"{analysis.band(grid.largest_read[1])}{'' if analysis.folded else ', not folded'}"
         yield f"{words} | {band} | {grid.read_amplification:.3f} | {total / once:.4f} |"
 
 

@@ -14,17 +14,19 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.counting import Operations
+from benchmarks.counting import operations_of
 from benchmarks.subjects import CHANNELS, analysed, network
 from benchmarks.ways import WARM, blank
 from pipeline.network.program import Program
 from pipeline.network.steps import Convolution, MaxPool, Span, Step, TransposedConvolution
-from pipeline.network.streaming import Held, Progress
+from pipeline.network.streaming import Progress, Stream
 from pipeline.tiling.geometry import Interval
 
 REPEATED = 0.1
@@ -48,22 +50,6 @@ class Clock:
         self.calls[what] += 1
 
 
-class Noted(Held):
-    """Rows of a tensor; what it takes to join them, and to copy those that stay, is noted."""
-
-    def __init__(self, dim: int, clock: Clock) -> None:
-        super().__init__(dim)
-        self.clock = clock
-
-    def rows(self, wanted: Interval) -> Tensor:
-        with self.clock("joining of rows that were made at different times"):
-            return super().rows(wanted)
-
-    def release(self, start: int) -> None:
-        with self.clock("letting go of rows, and copying of those that stay"):
-            super().release(start)
-
-
 @dataclass
 class Share:
     """What one convolution took."""
@@ -73,31 +59,40 @@ class Share:
     spans: Counter[Span] = field(default_factory=Counter)
 
 
-class Timed(Operations):
+class Timed(Stream):
     """A pass that notes what each thing took."""
 
     def __init__(self, program: Program, height: int, width: int) -> None:
-        super().__init__(program, height, width)
         self.clock = Clock()
+        steps = tuple(self.noted(step) if is_convolution(step) else step for step in program.steps)
+        super().__init__(replace(program, steps=steps), height, width)
         self.shares = {step.output: Share() for step in program.steps if is_convolution(step)}
-        self.held = {number: Noted(flow.dim, self.clock) for number, flow in program.flows.items()}
 
-    def make(self, progress: Progress, made: Interval) -> Sequence[Tensor | None]:
-        step, given = progress.step, progress.given(made)
-        span = Span(made, given, progress.sizes[0], self.columns[step.output])
-        tensors = [self.held[n].rows(given) for n in step.inputs]
-        began = time.perf_counter()
-        with self.clock(kind(step)):
-            result = step.run(tensors, span)
-        if share := self.shares.get(step.output):
+    def noted(self, step: Step) -> Step:
+        """The convolution, whose own part in what its step takes is noted."""
+        step = copy(step)
+
+        def run(tensors: Sequence[Tensor], span: Span) -> Any:
+            began = time.perf_counter()
+            with self.clock(kind(step)):
+                result = type(step).run(step, tensors, span)
+            share = self.shares[step.output]
             share.seconds += time.perf_counter() - began
-            share.operations += self.of(step, made, given)
+            share.operations += operations_of(self, step, span.made, span.given)
             share.spans[span] += 1
-        results = result if isinstance(result, tuple | list) else [result]
-        for change in step.then:
-            with self.clock("activations, in place"):
-                change(results[0])
-        return results
+            return result
+
+        vars(step)["run"] = run
+        return step
+
+    def make(self, progress: Progress, made: Interval) -> None:
+        step, before = progress.step, sum(self.clock.seconds.values())
+        began = time.perf_counter()
+        super().make(progress, made)
+        inside = sum(self.clock.seconds.values()) - before
+        what = "activations, and rows put to where they are held" if is_convolution(step) else kind(step)
+        self.clock.seconds[what] += time.perf_counter() - began - inside
+        self.clock.calls[what] += 1
 
     def ceiling(self, step: Step) -> float:
         """Operations a second of a convolution on one band over and over, at the width at which it is fastest."""
@@ -111,7 +106,7 @@ class Timed(Operations):
             self.columns |= {step.output: width, source: given}
             band = torch.rand(1, self.program.flows[source].row_items, span.given.size, given)
             band = band.contiguous(memory_format=torch.channels_last)
-            rates.append(self.of(step, span.made, span.given) / repeated(step, band, span))
+            rates.append(operations_of(self, step, span.made, span.given) / repeated(step, band, span))
             self.columns = dict(columns)
         return max(rates)
 
@@ -146,14 +141,8 @@ def run(side: int, analysis_program: Program, band: int) -> tuple[Timed, float]:
     image, made = torch.rand(1, CHANNELS, side, side), 0
     result = blank(image)
 
-    def bands() -> Iterator[Tensor]:
-        for rows in image.split(band, dim=2):
-            with timed.clock("pixels of a band laid out channels last"):
-                rows = rows.contiguous(memory_format=torch.channels_last)
-            yield rows
-
     began = time.perf_counter()
-    for rows in timed.run(bands()):
+    for rows in timed.run(image.split(band, dim=2)):
         with timed.clock("rows of the result stored"):
             result[:, :, made : made + rows.shape[2]] = rows
         made += rows.shape[2]
@@ -164,18 +153,18 @@ def profile(side: int) -> list[str]:
     analysis = analysed(network("unet")[0])
     assert analysis.program is not None and analysis.folded
     torch.set_num_threads(1)
-    run(min(side, WARM), analysis.program, analysis.band)
-    timed, total = run(side, analysis.program, analysis.band)
+    run(min(side, WARM), analysis.program, analysis.band(side))
+    timed, total = run(side, analysis.program, analysis.band(side))
     clock, rest = timed.clock, total - sum(timed.clock.seconds.values())
     by_kind = sorted(clock.seconds.items(), key=lambda item: -item[1])
     lines = [
-        f"The U-Net on noise of {side} x {side} pixels, all columns at once, in bands of {analysis.band} rows, one "
+        f"The U-Net on noise of {side} x {side} pixels, all columns at once, in bands of {analysis.band(side)} rows, one "
         "thread.",
         "",
         "| what | calls | seconds | share |",
         "|---|---|---|---|",
         *(f"| {what} | {clock.calls[what]} | {seconds:.2f} | {seconds / total:.1%} |" for what, seconds in by_kind),
-        f"| the executor's own Python | | {rest:.2f} | {rest / total:.1%} |",
+        f"| rows that stay moved, rows joined, and the executor's own Python | | {rest:.2f} | {rest / total:.1%} |",
         f"| all | | {total:.2f} | |",
         "",
         "The ceiling of a convolution is its rate when it is repeated on one band of as many rows and of 128 to 4096 "

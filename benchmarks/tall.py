@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import pipeline
 from benchmarks.subjects import CHANNELS, analysed, network
-from pipeline.network.streaming import Stream, peak_bytes
+from pipeline.network.streaming import Stream, needs
 from pipeline.network.unet import UNet
 
 BLOCK = 512
@@ -47,7 +47,7 @@ class Streamed:
         self.analysis = analysed(net)
 
     def __call__(self, rows: int, width: int, folder: Path) -> int:
-        program, band = self.analysis.program, self.analysis.band
+        program, band = self.analysis.program, self.analysis.band(width)
         assert program is not None
 
         def bands() -> Iterator[Tensor]:
@@ -56,7 +56,7 @@ class Streamed:
 
         made = sum(logits.shape[2] for logits in Stream(program, rows, width).run(bands()))
         assert made == rows
-        return peak_bytes(program, rows, width, band, 4)
+        return sum(needs(program, rows, width, band))
 
 
 class Predicted:

@@ -148,7 +148,7 @@ def streamed(analysis: Analysis, image: Tensor, tile: Tile, result: Tensor) -> N
     assert analysis.program is not None
     read = image[:, :, *tile.read.slices]
     made = 0
-    for rows in Stream(analysis.program, *tile.read.shape).run(read.split(analysis.band, dim=2)):
+    for rows in Stream(analysis.program, *tile.read.shape).run(read.split(analysis.band(read.shape[3]), dim=2)):
         kept = tile.crop.y.clip(made, made + rows.shape[2])
         top = tile.core.y.start + kept.start - tile.crop.y.start
         result[:, :, top : top + kept.size, tile.core.x.slice] = rows[:, :, kept.shift(-made).slice, tile.crop.x.slice]
