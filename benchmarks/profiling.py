@@ -158,8 +158,8 @@ def profile(side: int) -> list[str]:
     clock, rest = timed.clock, total - sum(timed.clock.seconds.values())
     by_kind = sorted(clock.seconds.items(), key=lambda item: -item[1])
     lines = [
-        f"The U-Net on noise of {side} x {side} pixels, all columns at once, in bands of {analysis.band(side)} rows, one "
-        "thread.",
+        f"The U-Net on noise of {side} x {side} pixels, all columns at once, in bands of {analysis.band(side)} rows, "
+        "one thread.",
         "",
         "| what | calls | seconds | share |",
         "|---|---|---|---|",

@@ -109,7 +109,8 @@ class Stream:
     def advance(self, band: int) -> Iterator[Interval]:
         """Makes all that can be made of what is there; the output's rows that are there then, to be taken.
 
-        No step makes more rows at a time than a band stands for: at the image's lower edge many can be made at once.
+        No step makes many more rows at a time than a band stands for, though at the image's lower edge it could; nor
+        very few, which cost as much, and round otherwise.
         """
         output = self.held[self.program.output]
         more = True
@@ -118,7 +119,8 @@ class Stream:
             for progress in self.progress:
                 inputs = progress.step.inputs
                 ready = progress.ready([self.held[n].stop for n in inputs])
-                made = ready.clip(ready.start, ready.start + -(-progress.size * band // self.height))
+                most = -(-progress.size * band // self.height)
+                made = ready.clip(ready.start, ready.start + most) if 2 * ready.size > 3 * most else ready
                 more = more or made != ready
                 if made.size:
                     self.make(progress, made)
