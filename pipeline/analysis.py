@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +36,10 @@ BAND = 128
 """Most rows that go through the network at a time."""
 BAND_PIXELS = 1 << 17
 """And about as many pixels: with fewer the steps' own cost tells, with more their rows are no longer in a cache."""
+TRIED = (0.25, 0.5, 1, 2, 4)
+"""Heights of bands that are tried where the fastest is asked for, as shares of the usual one."""
+TUNED = 512
+"""Rows that they are tried on."""
 PROBE = 128
 """Side of the images that tell whether bands keep the tolerance."""
 PROBE_BAND = 64
@@ -68,6 +73,8 @@ class Analysis:
         found = followed(shared, channels)
         self.field = self._with_least(self._field(shared, found))
         self.classes = self._classes()
+        self._tuned: dict[int, int] = {}
+        """Rows of a band by the read's columns, where they were measured."""
         self.program, self.folded, self.whole = self._program(found)
         """How the network runs in bands of rows, whether folded; or None, and why reads run whole."""
 
@@ -94,7 +101,21 @@ class Analysis:
         """Rows of that many columns that go through the network at a time; 0 where all of them do at once."""
         if self.program is None:
             return 0
-        return self.field.extended(max(1, min(BAND, BAND_PIXELS // columns)), 1)[0]
+        return self._tuned.get(columns) or self.field.extended(max(1, min(BAND, BAND_PIXELS // columns)), 1)[0]
+
+    def tune(self, columns: int, fits: Callable[[], bool]) -> None:
+        """Measures which height of bands is fastest for that many columns; from now on it is theirs.
+
+        `fits` says whether the memory holds what the height takes that is set when it is asked.
+        """
+        if self.program is None or columns in self._tuned:
+            return
+        usual, seconds = self.band(columns), {}
+        for band in sorted({self.field.extended(max(1, int(usual * share)), 1)[0] for share in TRIED}):
+            self._tuned[columns] = band
+            if band == usual or fits():
+                seconds[band] = self._seconds((self.field.extended(TUNED, 1)[0], columns))
+        self._tuned[columns] = min(seconds, key=lambda band: seconds[band])
 
     def _program(self, found: Found) -> tuple[Program | None, bool, str]:
         """(program, whether it is folded, why there is none): the fastest whose rounding the tolerance leaves room for.
@@ -124,7 +145,11 @@ class Analysis:
 
     def seconds_per_pixel(self) -> float:
         """How long the network alone takes on one thread, from a piece that is run here and now."""
-        side = [max(a, PIECE // a * a) for a in self.field.alignment]
+        rows, columns = (max(a, PIECE // a * a) for a in self.field.alignment)
+        return self._seconds((rows, columns)) / (rows * columns)
+
+    def _seconds(self, side: tuple[int, int]) -> float:
+        """Seconds of one pass over a piece of that size, on one thread."""
         piece = blank(self.network.module, self.channels, side)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -139,7 +164,7 @@ class Analysis:
                 took = time.monotonic() - began
         finally:
             torch.set_num_threads(threads)
-        return took / (side[0] * side[1])
+        return took
 
     def needs(self, image: Image, options: Options, kind_bytes: int, bands: bool = True) -> Any:
         """Function of a grid: bytes that a worker needs above the interpreter, with a cache of that size or least.

@@ -62,6 +62,7 @@ class Options(Settings):
     key: str | int | None = None
     activation: Literal["softmax", "sigmoid", "none"] | None = None
     store: Literal["uint8", "float32"] | None = None
+    tune: bool = False
     overwrite: bool = False
 
     @model_validator(mode="before")

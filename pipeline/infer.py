@@ -53,6 +53,7 @@ def parse() -> dict[str, Any]:
     p.add_argument("--key", help="of the output to take, where the network returns several")
     p.add_argument("--activation", choices=("softmax", "sigmoid", "none"))
     p.add_argument("--store", choices=("uint8", "float32"), help="of probability (default: uint8)")
+    p.add_argument("--tune", action="store_true", help="measure which height of bands is fastest here, before the run")
     for flag in ("--overwrite", "--dry-run", "--verify"):
         p.add_argument(flag, action="store_true")
     return {k: v for k, v in vars(p.parse_args()).items() if v is not None and v is not False}

@@ -63,6 +63,8 @@ def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
     else:
         core = choose_core(size, field, needs, options.memory)
     grid = Grid.build(size, core, field, planes)
+    if options.tune:
+        analysis.tune(grid.largest_read[1], lambda: needs(grid) <= options.memory)
     memory = needs(grid)
     if memory > options.memory:
         raise ValueError(

@@ -50,6 +50,13 @@ def test_bands_have_about_as_many_pixels_whatever_the_columns() -> None:
     assert [analysis.band(columns) for columns in (256, 1024, 2048, 4096, 100_000)] == [128, 128, 64, 32, 4]
 
 
+def test_the_fastest_height_of_bands_is_measured_among_those_that_fit() -> None:
+    analysis = analysed(UNet(base=2, depth=2, norm="none"))
+    assert analysis.band(256) == 128
+    analysis.tune(256, lambda: analysis.band(256) <= 64)
+    assert analysis.band(256) in (32, 64, 128) and analysis.band(257) == 128
+
+
 def test_networks_that_folding_would_round_too_far_run_as_they_are() -> None:
     analysis = analysed(Delicate(1e5))
     assert analysis.program is not None and not analysis.folded and not analysis.program.channels_last

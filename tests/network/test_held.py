@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -49,8 +51,7 @@ def test_blocks_that_are_taken_do_not_overlap(sizes: list[tuple[int, int]]) -> N
     for size, given_back in sizes:
         taken.append(block := arena.take(size))
         assert block.stop - block.start >= size and block.stop <= arena.size
-        ordered = sorted(taken)
-        assert all(a.stop <= b.start for a, b in zip(ordered, ordered[1:], strict=False))
+        assert all(a.stop <= b.start for a, b in pairwise(sorted(taken)))
         if given_back < len(taken):
             arena.give(taken.pop(given_back))
     for block in taken:
