@@ -16,6 +16,7 @@ from pipeline.network.loading import load_network
 from pipeline.network.streaming import needs
 from pipeline.network.unet import UNet
 from pipeline.worker import TOLERANCE
+from tests import zoo_parts
 
 
 def analysed(module: nn.Module, **given: Any) -> Analysis:
@@ -77,8 +78,8 @@ def test_proofs_in_float64_are_not_folded() -> None:
 
 
 def test_what_runs_on_whole_maps_only_says_why() -> None:
-    analysis = analysed(nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.PixelShuffle(2), nn.AvgPool2d(2, padding=1)))
-    assert analysis.program is None and "avg_pool2d" in analysis.whole
+    analysis = analysed(zoo_parts.Unpooling())
+    assert analysis.program is None and "max_pool2d_with_indices" in analysis.whole
 
 
 @pytest.mark.parametrize("large", [0.0, 1e5])

@@ -126,11 +126,12 @@ class Part:
 class Held:
     """The rows [start, stop) of one tensor, which are there and still needed.
 
+    They lie in dimension `dim`, where each takes `unit` places.
     With an arena, `room` gives out memory for rows to come; without, rows come in memory of their own.
     """
 
-    def __init__(self, dim: int, layout: Rows | None = None, arena: Arena | None = None) -> None:
-        self.dim, self.layout, self.arena = dim, layout, arena
+    def __init__(self, dim: int, layout: Rows | None = None, arena: Arena | None = None, unit: int = 1) -> None:
+        self.dim, self.unit, self.layout, self.arena = dim, unit, layout, arena
         self.start = self.stop = 0
         self.parts: list[Part] = []
 
@@ -178,7 +179,10 @@ class Held:
 
     def _view(self, part: Part) -> Tensor | None:
         tensor = part.memory.tensor
-        return None if tensor is None else tensor.narrow(self.dim, part.first, part.rows)
+        return None if tensor is None else self._narrow(tensor, part.first, part.rows)
+
+    def _narrow(self, tensor: Tensor, first: int, rows: int) -> Tensor:
+        return tensor.narrow(self.dim, first * self.unit, rows * self.unit)
 
     def rows(self, wanted: Interval) -> Tensor:
         """The rows of an interval that is held; joined where they do not lie together."""
@@ -189,7 +193,7 @@ class Held:
             at += part.rows
             if inside.size:
                 assert part.memory.tensor is not None
-                pieces.append(part.memory.tensor.narrow(self.dim, part.first + inside.start, inside.size))
+                pieces.append(self._narrow(part.memory.tensor, part.first + inside.start, inside.size))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.dim)
 
     def take(self, rows: Interval) -> Tensor:

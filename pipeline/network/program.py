@@ -33,6 +33,8 @@ class Flow:
 
     dim: int
     """The dimension of its rows."""
+    merged: bool
+    """Whether that is the dimension of rows and columns: row after row."""
     rows: Line
     columns: Line
     row_items: int
@@ -101,23 +103,22 @@ class _Builder:
         items = math.prod(shape) // (rows.sizes[0] * columns.sizes[0])
         lines = Line.of(rows, self.image["y"]), Line.of(columns, self.image["x"])
         planar = list(shape) == [1, items, rows.sizes[0], columns.sizes[0]]
-        return Flow(self.dim(number), *lines, items, self.graphs[0].dtypes[number], planar)
+        return Flow(*self.place(number), *lines, items, self.graphs[0].dtypes[number], planar)
 
-    def dim(self, number: int) -> int:
-        """The dimension in which the rows of a tensor lie, alone.
+    def place(self, number: int) -> tuple[int, bool]:
+        """The dimension in which the rows of a tensor lie; whether its columns lie in the same, row after row.
 
         Raises:
-            CannotStream: there is none, or the same of its columns.
+            CannotStream: they do not lie so, or in none of their own.
         """
         tracked = self.values[number]
-        places = {}
-        for axis in ("y", "x"):
-            alone = [d for d, dimension in enumerate(tracked.layout) if [f.axis for f in dimension] == [axis]] \
-                if tracked is not None else []  # fmt: skip
-            if len(alone) != 1:
-                raise CannotStream("its rows or columns lie in no dimension of their own")
-            places[axis] = alone[0]
-        return places["y"]
+        layout = [tuple(f.axis for f in dimension) for dimension in tracked.layout] if tracked is not None else []
+        spatial = {axes: dim for dim, axes in enumerate(layout) if any(axes)}
+        if spatial.keys() == {("y", "x")}:
+            return spatial["y", "x"], True
+        if spatial.keys() != {("y",), ("x",)} or sum(map(any, layout)) != 2:
+            raise CannotStream("its rows or columns lie in no dimension of their own")
+        return spatial["y",], False
 
     def step(self, node: Node, other: Node) -> steps.Step:
         """The step of an operation, of which there are two captures."""
@@ -132,8 +133,8 @@ class _Builder:
         if not outputs:
             raise CannotStream("a value is read by the network's Python code")
         for number in inputs:
-            self.dim(number)
-        dims = {self.dim(number) for number in outputs}
+            self.place(number)
+        dims = {self.place(number)[0] for number in outputs}
         relations = {self.relation(number, output, "y") for number in inputs for output in outputs}
         if len(dims) != 1 or len(relations) != 1:
             raise CannotStream("its rows come from several places")
@@ -158,7 +159,7 @@ class _Builder:
             "node": node, "inputs": inputs, "outputs": outputs, "dim": dim, "relation": relation
         }  # fmt: skip
         name = node.name
-        planar = dim == 2 and all(self.dim(n) == 2 for n in inputs)
+        planar = all(self.place(n) == (2, False) for n in (*inputs, *(n for n in outputs if n is not None)))
         if name in ("convolution", "_convolution") and planar and isinstance(relation, Window):
             return steps.Convolution(**made)
         if name in ("convolution", "_convolution") and planar and isinstance(relation, Transposed):
@@ -173,11 +174,11 @@ class _Builder:
             return steps.Resize(**made, period=steps.period_of(relation), sized=True)
         if name in ("pixel_shuffle", "pixel_unshuffle") and planar:
             return steps.Resize(**made, period=steps.period_of(relation))
-        if name == "avg_pool2d" and planar and isinstance(relation, Window) and self._plain_pool(node):
-            return steps.Step(**made)
+        if name == "avg_pool2d" and planar and isinstance(relation, Window):
+            return steps.AveragePool(**made)
         if not moves_nothing(relation):
             raise CannotStream("runs on whole maps only")
-        if name in ("view", "_unsafe_view", "reshape"):
+        if name in ("view", "_unsafe_view", "reshape") or (name == "expand" and self._same_size(inputs[0], node)):
             return steps.Reshape(**made, shape=self._shape(node))
         if _constants(node) != _constants(other):
             raise CannotStream("is told sizes that depend on the image's")
@@ -188,18 +189,18 @@ class _Builder:
         tracked = self.values[references(node.args)[0]]
         return tracked is not None and bool(tracked.axes([node.bound()["dim"]]))
 
-    def _plain_pool(self, node: Node) -> bool:
-        bound = node.bound()
-        return not any(bound["padding"]) and not bound["ceil_mode"]
+    def _same_size(self, number: int, node: Node) -> bool:
+        shapes = self.graphs[0].shapes
+        return math.prod(shapes[number]) == math.prod(shapes[node.outputs[0]])  # type: ignore[index,arg-type]
 
     def _shape(self, node: Node) -> tuple[int | str, ...]:
-        """Sizes of a view, "y" and "x" for those of rows and columns."""
+        """Sizes of a view, "y", "x" and "yx" for those of rows and columns."""
         tracked = self.values[node.outputs[0]]  # type: ignore[index]
         assert tracked is not None
         shape: list[int | str] = []
         for dimension, sizes in zip(tracked.layout, tracked.sizes, strict=True):
             axes = [f.axis for f in dimension if f.axis]
-            shape.append(axes[0] if axes else sizes[0])
+            shape.append("".join(axes) if axes else sizes[0])
         return tuple(shape)
 
 

@@ -45,7 +45,7 @@ class Span:
     """Columns of the output."""
 
 
-ANEW = {"cat", "avg_pool2d", "_softmax"}
+ANEW = {"cat", "_softmax"}
 """Operations, beside those element by element, whose result is always memory of its own."""
 
 
@@ -199,17 +199,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Reshape(Step):
-    """A view that keeps rows and columns in dimensions of their own."""
+    """A view that keeps rows and columns in dimensions of their own, or row after row in one."""
 
     shape: tuple[int | str, ...] = ()
-    """Sizes of the result, "y" and "x" where they are those of rows and columns."""
+    """Sizes of the result, "y", "x" and "yx" where they are those of rows and columns."""
 
     @property
     def makes_anew(self) -> bool:
         return False
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
-        sizes = {"y": span.made.size, "x": span.columns}
+        sizes = {"y": span.made.size, "x": span.columns, "yx": span.made.size * span.columns}
         return tensors[0].reshape([n if isinstance(n, int) else sizes[n] for n in self.shape])
 
 
@@ -261,6 +261,54 @@ class MaxPool(Step):
         image = F.pad(tensors[0], (0, 0, above, below), value=-torch.inf) if above or below else tensors[0]
         padding = self.arguments["padding"] or [0]
         return self.call([image], padding=[0, padding[-1]])
+
+
+@dataclass(frozen=True)
+class AveragePool(Step):
+    """A mean over windows: their sum, divided by what lies in each of them of the whole image, padded or not."""
+
+    @property
+    def pads(self) -> bool:
+        return True
+
+    @property
+    def makes_anew(self) -> bool:
+        return True
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+        assert isinstance(self.relation, Window)
+        above, below = _around(self.relation, span)
+        image = F.pad(tensors[0], (0, 0, above, below)) if above or below else tensors[0]
+        bound = self.arguments
+        padding, override = list(bound["padding"]), bound["divisor_override"]
+        if not bound["ceil_mode"] and (bound["count_include_pad"] or not any(padding)):
+            result: Tensor = self.call([image], None, padding=[0, padding[-1]])
+            return result
+        result = self.call([image], None, padding=[0, padding[-1]], divisor_override=override or 1)
+        if override:
+            return result
+        kernel, stride = list(bound["kernel_size"]), list(bound["stride"] or bound["kernel_size"])
+        sizes = span.size, tensors[0].shape[3]
+        outputs = torch.arange(span.made.start, span.made.stop), torch.arange(result.shape[3])
+        rows, columns = (
+            self._inside(
+                outputs[axis],
+                kernel[axis % len(kernel)],
+                stride[axis % len(stride)],
+                padding[axis % len(padding)],
+                sizes[axis],
+            )
+            for axis in (0, 1)
+        )
+        return result / (rows[:, None] * columns).to(result)
+
+    def _inside(self, outputs: Tensor, kernel: int, stride: int, padding: int, size: int) -> Tensor:
+        """Rows or columns of the windows of these outputs that count."""
+        first = outputs * stride - padding
+        stop = (first + kernel).clamp(max=size + padding)
+        if not self.arguments["count_include_pad"]:
+            first, stop = first.clamp(min=0), stop.clamp(max=size)
+        return stop - first
 
 
 @dataclass(frozen=True)

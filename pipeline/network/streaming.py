@@ -76,7 +76,7 @@ class Stream:
         """What holds the rows of a flow: in the arena where nobody looks at them later."""
         flow, readers = self.program.flows[number], self.readers[number]
         if number == self.program.output or not flow.planar or not all(p.step.makes_anew for p in readers):
-            return Held(flow.dim)
+            return Held(flow.dim, unit=self.columns[number] if flow.merged else 1)
         rows = Rows(flow.row_items, self.columns[number], flow.dtype, self.program.channels_last)
         return Held(flow.dim, rows, self.arena)
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from pipeline.network.folding import fold
+from pipeline.network.graph import Node
 from pipeline.network.memory import Alive
 from pipeline.network.program import CannotStream, Program, build
 from pipeline.network.receptive_field import receptive_field
@@ -21,7 +25,7 @@ from tests import zoo
 from tests.zoo import Architecture
 
 WHOLE = {
-    "adaptive-pyramid", "average-borders", "bilateral", "ceil-pool", "channel-mlp", "convnext", "depth-to-space-view",
+    "adaptive-pyramid", "bilateral", "depth-to-space-view",
     "fold", "frame", "in-place", "indexed", "interleave", "median", "partial-conv", "periodic-mask", "segnet",
     "shifted", "tensor-unfold", "window-attention", "zero-insertion",
 }  # fmt: skip
@@ -71,6 +75,22 @@ def test_bands_give_what_the_whole_gives(architecture: Architecture) -> None:
 @pytest.mark.parametrize("seed", range(16))
 def test_bands_give_what_the_whole_gives_for_random_networks(seed: int) -> None:
     check(zoo.random_network(seed), 2, True, seed)
+
+
+@pytest.mark.parametrize("ceil", (False, True))
+@pytest.mark.parametrize("counted", (False, True))
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), ((3, 2), 2, (1, 0)), (2, 2, 1), (4, 3, (1, 2))])
+def test_means_over_windows_count_what_lies_in_the_image(
+    kernel: Any, stride: int, padding: Any, counted: bool, ceil: bool
+) -> None:
+    module = nn.Sequential(
+        nn.AvgPool2d(kernel, stride, padding, ceil, counted), nn.Upsample(scale_factor=stride)
+    ).eval()
+    program = program_of(module, 2, folded=False)
+    for height, width in ((24, 36), (12, 24)):
+        image = torch.rand(1, 2, height, width)
+        for bands in ([5], [1], [12], [24]):
+            assert torch.equal(streamed(program, image, bands), module(image))
 
 
 @pytest.mark.parametrize("name", sorted(WHOLE))
@@ -185,3 +205,19 @@ def test_convolutions_meet_padding_at_the_edges_only() -> None:
     assert type(program.steps[0]) is Convolution
     rows = streamed(program, torch.ones(1, 1, 12, 2), [1])[0, 0, :, 0]
     assert rows.tolist() == [2.0, *[3.0] * 10, 2.0]
+
+
+def test_a_pass_stays_on_the_device_of_its_bands() -> None:
+    """On `meta`, which has shapes and devices and no numbers, as on any device that is not the CPU's memory."""
+    module = unet().to("meta")
+    program = program_of(unet(), 3, folded=True)
+    steps = tuple(replace(step, node=moved(step.node)) for step in program.steps)
+    stream = Stream(replace(program, steps=steps), 96, 64)
+    rows = list(stream.run(torch.empty(1, 3, 96, 64, device="meta").split(32, dim=2)))
+    assert all(part.is_meta for part in rows) and stream.arena.memory is not None and stream.arena.memory.is_meta
+    assert torch.cat(rows, 2).shape == module(torch.empty(1, 3, 96, 64, device="meta")).shape
+
+
+def moved(node: Node) -> Node:
+    """The operation with its weights on `meta`."""
+    return replace(node, args=tree_map(lambda a: a.to("meta") if isinstance(a, torch.Tensor) else a, node.args))
