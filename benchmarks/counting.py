@@ -19,8 +19,9 @@ import numpy as np
 from benchmarks.subjects import NETWORKS, analysed, network
 from pipeline.analysis import Analysis
 from pipeline.network.program import Program
-from pipeline.network.steps import Convolution, Resize, Step, TransposedConvolution
+from pipeline.network.steps import Step
 from pipeline.network.streaming import Count, Progress, Stream
+from pipeline.network.windows import Convolution, Resize, TransposedConvolution
 from pipeline.tiling.geometry import Interval
 from pipeline.tiling.grid import Grid
 from pipeline.tiling.plan import choose_core

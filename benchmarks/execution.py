@@ -60,6 +60,8 @@ class Sizes:
     """Heights of the images that are never stored."""
     workers: int = 8192
     """Side of the image that one worker and two workers are run on."""
+    networks: tuple[str, ...] = tuple(NETWORKS)
+    """Those that are timed."""
 
 
 QUICK = Sizes(512, 1, 512, 1024, (512, 2048), 1024)
@@ -105,8 +107,9 @@ def timed(folder: Path, sizes: Sizes) -> list[str]:
         "the largest logit: other orders of summation differ by some 1e-6. tiler has no tiles that end at the "
         "image's edge, so the image is reflected around itself, and differs there.",
     ]
-    for number, (name, (label, _)) in enumerate(NETWORKS.items()):
-        side, rounds = (sizes.side, sizes.rounds) if number == 0 else (sizes.others, 1)
+    for name in sizes.networks:
+        label, _ = NETWORKS[name]
+        side, rounds = (sizes.side, sizes.rounds) if name == "unet" else (sizes.others, 1)
         lines += ["", f"### {label}, {side} x {side} pixels", "", *compared(folder, name, side, rounds)]
     return lines
 
@@ -218,11 +221,13 @@ def main() -> None:
     parser.add_argument("--part", default="time,count,profile,workers", help="of time,count,profile,memory,workers")
     parser.add_argument("--side", type=int, help=f"of the image that is timed (default {Sizes.side})")
     parser.add_argument("--rounds", type=int, help=f"of timing (default {Sizes.rounds})")
+    parser.add_argument("--networks", help=f"that are timed, of {','.join(NETWORKS)} (default all)")
     parser.add_argument("--rows", help="of the images that are never stored (default 8192,65536)")
     parser.add_argument("--quick", action="store_true", help="small images: to see whether it works")
     parser.add_argument("--report", type=Path, default=REPORT, help=f"default {REPORT.name} beside this file")
     asked = parser.parse_args()
     given = {"side": asked.side, "rounds": asked.rounds, "rows": asked.rows and tuple(map(int, asked.rows.split(",")))}
+    given["networks"] = asked.networks and tuple(asked.networks.split(","))
     sizes = replace(QUICK if asked.quick else Sizes(), **{name: value for name, value in given.items() if value})
     chosen = asked.part.split(",")
     if unknown := set(chosen) - PARTS.keys():

@@ -25,8 +25,9 @@ from benchmarks.counting import operations_of
 from benchmarks.subjects import CHANNELS, analysed, network
 from benchmarks.ways import WARM, blank
 from pipeline.network.program import Program
-from pipeline.network.steps import Convolution, MaxPool, Span, Step, TransposedConvolution
+from pipeline.network.steps import Span, Step
 from pipeline.network.streaming import Progress, Stream
+from pipeline.network.windows import Convolution, MaxPool, TransposedConvolution
 from pipeline.tiling.geometry import Interval
 
 REPEATED = 0.1

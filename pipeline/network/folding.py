@@ -15,7 +15,8 @@ from torch import Tensor
 
 from pipeline.network.graph import Node, Ref
 from pipeline.network.program import Program
-from pipeline.network.steps import Change, Convolution, Step, TransposedConvolution
+from pipeline.network.steps import Change, Step
+from pipeline.network.windows import Convolution, TransposedConvolution
 
 NOTHING = {"alias", "detach", "lift_fresh", "contiguous", "resolve_conj", "resolve_neg"}
 BATCH_NORM = {"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "_batch_norm_no_update"}

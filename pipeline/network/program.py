@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from pipeline.network import steps
+from pipeline.network import steps, windows
 from pipeline.network.graph import Graph, Node, Ref, references
 from pipeline.network.layouts import Rows, Tracked
 from pipeline.network.prepare import copied_module
@@ -161,21 +161,21 @@ class _Builder:
         name = node.name
         planar = all(self.place(n) == (2, False) for n in (*inputs, *(n for n in outputs if n is not None)))
         if name in ("convolution", "_convolution") and planar and isinstance(relation, Window):
-            return steps.Convolution(**made)
+            return windows.Convolution(**made)
         if name in ("convolution", "_convolution") and planar and isinstance(relation, Transposed):
-            return steps.TransposedConvolution(**made)
+            return windows.TransposedConvolution(**made)
         if name == "max_pool2d_with_indices" and planar and node.outputs[1] not in self.used:
-            return steps.MaxPool(**made)
+            return windows.MaxPool(**made)
         if name in ("slice", "slice_copy") and isinstance(relation, Window) and self._cuts(node):
             return steps.Slice(**made)
         if isinstance(relation, Pad) and planar and name != "cat":
-            return steps.Padding(**made)
+            return windows.Padding(**made)
         if name in RESIZES and planar:
-            return steps.Resize(**made, period=steps.period_of(relation), sized=True)
+            return windows.Resize(**made, period=windows.period_of(relation), sized=True)
         if name in ("pixel_shuffle", "pixel_unshuffle") and planar:
-            return steps.Resize(**made, period=steps.period_of(relation))
+            return windows.Resize(**made, period=windows.period_of(relation))
         if name == "avg_pool2d" and planar and isinstance(relation, Window):
-            return steps.AveragePool(**made)
+            return windows.AveragePool(**made)
         if not moves_nothing(relation):
             raise CannotStream("runs on whole maps only")
         if name in ("view", "_unsafe_view", "reshape") or (name == "expand" and self._same_size(inputs[0], node)):

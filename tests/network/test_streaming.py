@@ -18,9 +18,9 @@ from pipeline.network.memory import Alive
 from pipeline.network.program import CannotStream, Program, build
 from pipeline.network.receptive_field import receptive_field
 from pipeline.network.sizes import least_size
-from pipeline.network.steps import Convolution
 from pipeline.network.streaming import Stream, deviation, needs, program_of
 from pipeline.network.unet import UNet
+from pipeline.network.windows import Convolution
 from tests import zoo
 from tests.zoo import Architecture
 
