@@ -27,11 +27,11 @@ from pipeline.network.builtin import UNTRAINED, build
 from pipeline.network.receptive_field import receptive_field
 from pipeline.network.sizes import least_size
 from pipeline.reporting.charts import Line, line_chart
+from pipeline.storage.reading import extend_to
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.training.gradient import Read, accumulate
 from pipeline.training.loss import CrossEntropy
 from pipeline.training.sampling import Sample, Sampler, cut
-from pipeline.worker import extend_to
 
 STACKS = (1, 8, 64)
 """Patches in one pass."""

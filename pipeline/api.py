@@ -24,11 +24,12 @@ from pipeline.running import Place, Progress, Run, default_workers, drive
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.location import Location, is_url, local_path, location_of, name_of
 from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
+from pipeline.storage.reading import extend_to
 from pipeline.storage.remote import matching
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
 from pipeline.trainjob import TrainJob
-from pipeline.worker import Job, extend_to
+from pipeline.worker import Job
 
 if TYPE_CHECKING:
     from pipeline.runs import Trained

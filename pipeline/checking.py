@@ -115,7 +115,7 @@ def _check_window(report: Report, output: Output, plan: Plan, model: Model, name
     if model.module is None:
         expected, tolerance, unsure = model.tile(tile)[0], 0.0, None
     else:
-        logits = model.blended(tile) if plan.mode == "blend" else model.logits(model.pixels(read, plane))
+        logits = model.blended(tile) if plan.mode == "blend" else model.logits(model.reading(read, plane).all())
         logits = logits if plan.mode == "blend" else logits[:, *crop.slices]
         relative = TOLERANCE[plan.precision] * max(1.0, float(logits.abs().max()))
         expected = encode(logits, plan).reshape(stored.shape)

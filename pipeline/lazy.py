@@ -30,11 +30,12 @@ from pipeline.analysis import Analysis
 from pipeline.network.loading import Network
 from pipeline.network.prepare import copied_module
 from pipeline.planning import check_size, pick_channels
+from pipeline.storage.reading import extend_to
 from pipeline.tiling.chunks import bounds, cores, parts, split
 from pipeline.tiling.geometry import Interval, Region
 from pipeline.tiling.grid import Grid, Tile
 from pipeline.tiling.plan import check_core
-from pipeline.worker import DTYPES, extend_to, forward
+from pipeline.worker import DTYPES, forward
 
 KEPT = 4
 """Unpacked networks that a process keeps, the last ones used."""

@@ -19,6 +19,7 @@ from pipeline.stitching import blending, pyramid
 from pipeline.storage.disk import OutputError
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.output import Output, Record, open_output
+from pipeline.storage.reading import Reading
 from pipeline.tiling.geometry import Interval, Region
 from pipeline.tiling.grid import Tile
 from pipeline.tiling.plan import Plan
@@ -150,31 +151,27 @@ class Model:
     def tile(self, tile: Tile) -> tuple[np.ndarray, np.ndarray]:
         """(values of the core with the output's axes, pixels that were read)."""
         if self.module is None:
-            pixels = self.pixels(tile.core, tile.plane)
+            pixels = self.reading(tile.core, tile.plane).all()
             return self._with_axes(pixels), pixels
         if self.plan.mode == "blend":
-            return self._with_axes(encode(self.blended(tile), self.plan)), self.pixels(tile.read, tile.plane)
-        pixels = self.pixels(tile.read, tile.plane)
-        rows = [encode(logits, self.plan) for logits in self.bands(pixels, tile.crop)]
-        return self._with_axes(np.concatenate(rows, axis=-2)), pixels
-
-    def pixels(self, read: Region, plane: int) -> np.ndarray:
-        """(c, h, w) of the extended image, as stored."""
-        inside = read.clip(*self.plan.size)
-        channels = self.plan.image["channels"]
-        pixels = self.image.read(inside, plane, channels)
-        return extend_to(pixels, read.shape)
-
-    def bands(self, pixels: np.ndarray, crop: Region) -> Iterator[torch.Tensor]:
-        """The logits (k, rows, columns) of the crop of a read (c, h, w), a few rows at a time from the top down."""
+            return self._with_axes(encode(self.blended(tile), self.plan)), self.reading(tile.read, tile.plane).all()
+        reading = self.reading(tile.read, tile.plane)
         if self.program is None:
-            yield self.logits(pixels)[:, *crop.slices]
-            return
-        height, width = pixels.shape[-2:]
-        starts = range(0, height, self.plan.band)
-        bands = (batch(pixels[:, y : y + self.plan.band], self.dtype, self.device) for y in starts)
+            pixels = reading.all()
+            return self._with_axes(encode(self.logits(pixels)[:, *tile.crop.slices], self.plan)), pixels
+        rows = [encode(logits, self.plan) for logits in self.bands(self.program, reading, tile.crop)]
+        return self._with_axes(np.concatenate(rows, axis=-2)), reading.pixels
+
+    def reading(self, read: Region, plane: int) -> Reading:
+        """Begins to read the pixels (c, h, w) of a region of the extended image, as stored."""
+        return Reading(self.image, read, self.plan.size, plane, self.plan.image["channels"])
+
+    def bands(self, program: Program, reading: Reading, crop: Region) -> Iterator[torch.Tensor]:
+        """The logits (k, rows, columns) of the crop of a read, a few rows at a time from the top down."""
+        height, width = reading.pixels.shape[-2:]
+        bands = (batch(rows, self.dtype, self.device) for rows in reading.bands(self.plan.band))
         made = 0
-        for logits in Stream(self.program, height, width).run(bands):
+        for logits in Stream(program, height, width).run(bands):
             rows = crop.y.clip(made, made + logits.shape[2]).shift(-made)
             made += logits.shape[2]
             if rows.size:
@@ -192,7 +189,7 @@ class Model:
             tile.core,
             self.plan.field.extended(*self.plan.size),
             self.plan.window,
-            lambda window: self.logits(self.pixels(window, tile.plane)).cpu().numpy(),
+            lambda window: self.logits(self.reading(window, tile.plane).all()).cpu().numpy(),
             alignment=self.plan.field.alignment,
         )
         return torch.from_numpy(average)
@@ -217,14 +214,6 @@ def batch(pixels: np.ndarray, dtype: torch.dtype, device: str) -> torch.Tensor:
 def plain(logits: torch.Tensor) -> torch.Tensor:
     """Logits in float32, or float64 where the network runs in that."""
     return logits if logits.dtype is torch.float64 else logits.float()
-
-
-def extend_to(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The pixels (..., y, x) with their last row and column repeated up to `shape`."""
-    missing = [n - have for n, have in zip(shape, pixels.shape[-2:], strict=True)]
-    if not any(missing):
-        return pixels
-    return np.pad(pixels, [(0, 0)] * (pixels.ndim - 2) + [(0, n) for n in missing], mode="edge")
 
 
 def image_region(plan: Plan, core: Region) -> Region:

@@ -29,7 +29,7 @@ from pipeline.analysis import Analysis
 from pipeline.config import options
 from pipeline.network.loading import Network, load_network
 from pipeline.network.sizes import least_size
-from pipeline.worker import extend_to
+from pipeline.storage.reading import extend_to
 from tests.zoo import ZOO, integer_weights_, random_network
 
 BUILD = {architecture.name: architecture.build for architecture in ZOO}

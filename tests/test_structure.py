@@ -35,7 +35,7 @@ ARROWS = {
     "ledgers": {"stitching", "storage"},
     "preflight": {"storage"},
     "running": {"previewing", "engines", "ledgers", "preflight", "worker", "storage", "stitching", "tiling"},
-    "lazy": {"analysis", "planning", "worker", "network", "tiling"},
+    "lazy": {"analysis", "planning", "worker", "network", "storage", "tiling"},
     "checking": {"worker", "network", "storage", "stitching", "tiling"},
     "runs": {
         "",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -158,15 +157,38 @@ class Image:
 
         Raises ImageReadError, which names file, page and chunk, where they cannot be decoded.
         """
-        count, planes, height, width = self._source.shape
-        picked = list(range(count)) if channels is None else [int(c) for c in channels]
-        if region.clip(height, width) != region or not 0 <= plane < planes or any(not 0 <= c < count for c in picked):
-            raise ValueError(f"{region}, plane {plane}, channels {picked} is not within an image of {self.shape}")
+        out = np.empty((len(self._picked(channels)), *region.shape), self.dtype)
+        for _ in self.fill(out, region, plane, channels):
+            pass
+        return out
+
+    def fill(
+        self, out: np.ndarray, region: Region, plane: int = 0, channels: Sequence[int] | None = None
+    ) -> Iterator[int]:
+        """Writes what `read` gives into `out` (c, h, w), a row of chunks at a time; yields how many rows are there."""
+        picked, (_, planes, height, width) = self._picked(channels), self._source.shape
+        if region.clip(height, width) != region or not 0 <= plane < planes:
+            raise ValueError(f"{region}, plane {plane} is not within an image of {self.shape}")
         with self._lock:
             source = self.prepare()
-            if isinstance(source, Direct):
-                return source.window(picked, plane, region)
-            return self._gather(source, picked, plane, region)
+        top, bottom, step = region.y.start, region.y.stop, source.chunk[2]
+        for start in range(top // step * step, bottom, step):
+            rows = region.y.clip(start, start + step)
+            part = out[:, rows.start - top : rows.stop - top]
+            with self._lock:
+                if isinstance(source, Direct):
+                    part[:] = source.window(picked, plane, Region(rows, region.x))
+                else:
+                    self._gather(part, source, picked, plane, Region(rows, region.x), region.y)
+            yield rows.stop - top
+
+    def _picked(self, channels: Sequence[int] | None) -> list[int]:
+        """The channels, all of them for None. Raises ValueError for one that the image does not have."""
+        count = self._source.shape[0]
+        picked = list(range(count)) if channels is None else [int(c) for c in channels]
+        if any(not 0 <= c < count for c in picked):
+            raise ValueError(f"channels {picked} are not within an image of {self.shape}")
+        return picked
 
     def prepare(self) -> Source:
         """Copies the image to scratch where its layout would have every read decode far more than it needs."""
@@ -182,27 +204,25 @@ class Image:
             self._copy = scratch.Copy(self._scratch.path, replace(self._meta, keeps=None))
         return self._copy
 
-    def _gather(self, source: Source, picked: list[int], plane: int, region: Region) -> np.ndarray:
-        """Copies the region out of the chunks that it touches."""
-        out = np.empty((len(picked), *region.shape), source.dtype)
+    def _gather(
+        self, out: np.ndarray, source: Source, picked: list[int], plane: int, region: Region, read: Interval
+    ) -> None:
+        """Copies the region out of the one row of chunks that it touches; `read` are the rows that it is part of."""
         n_c, n_z, n_y, n_x = source.chunk
         groups: dict[int, list[tuple[int, int]]] = {}
         for i, c in enumerate(picked):
             groups.setdefault(c // n_c, []).append((i, c % n_c))
-        rows, columns = region.y, region.x
+        columns, y = region.x, region.y.start // n_y
         z, within = divmod(plane, n_z)
-        for y, x in product(
-            range(rows.start // n_y, -(-rows.stop // n_y)), range(columns.start // n_x, -(-columns.stop // n_x))
-        ):
-            to_y, from_y = _overlap(rows.start, rows.stop, y * n_y, n_y)
+        from_y = region.y.shift(-y * n_y).slice
+        for x in range(columns.start // n_x, -(-columns.stop // n_x)):
             to_x, from_x = _overlap(columns.start, columns.stop, x * n_x, n_x)
             for group, members in groups.items():
                 chunk = self._chunk(source, (group, z, y, x))
                 for i, c in members:
-                    out[i, to_y, to_x] = chunk[c, within, from_y, from_x]
-                if _is_spent(rows, y * n_y, n_y) and _is_spent(columns, x * n_x, n_x):
+                    out[i, :, to_x] = chunk[c, within, from_y, from_x]
+                if _is_spent(read, y * n_y, n_y) and _is_spent(columns, x * n_x, n_x):
                     self._cache.spend((group, z, y, x))
-        return out
 
     def _chunk(self, source: Source, at: Index) -> np.ndarray:
         chunk = self._cache.get(at)

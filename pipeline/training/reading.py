@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 
 from pipeline.storage.image import Image, open_image
+from pipeline.storage.reading import Reading
 from pipeline.tiling.geometry import Region
 from pipeline.training.gradient import Read
 from pipeline.training.pairs import IGNORE, Labels, Pair
 from pipeline.training.sampling import Sample
-from pipeline.worker import extend_to
 
 OPEN = 8
 """Pairs that are open at a time."""
@@ -55,8 +55,7 @@ class Reader:
             classes = labels.read(_wider(tile.core, self.margin))
             if (classes == IGNORE).all():
                 continue
-            pixels = image.read(tile.read.clip(*self.pairs[sample.image].size))
-            yield sample, extend_to(pixels, tile.read.shape), classes
+            yield sample, Reading(image, tile.read, self.pairs[sample.image].size).all(), classes
 
 
 def _wider(region: Region, margin: int) -> Region:

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from pipeline.network.receptive_field import receptive_field
 from pipeline.network.sizes import least_size
+from pipeline.storage.reading import extend_to
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.training.gradient import Read, Sums, batch_gradient
 from pipeline.training.loss import CrossEntropy, Loss
 from pipeline.training.pairs import IGNORE
 from pipeline.training.sampling import Cores, Sample, Sampler, cut
-from pipeline.worker import extend_to
 
 Plain = Callable[[Tensor, Tensor], Tensor]
 """The loss of logits (n, classes) and labels (n,), IGNORE among them."""

@@ -13,13 +13,13 @@ from torch import nn
 
 import pipeline
 from pipeline.network.unet import UNet
+from pipeline.storage.reading import extend_to
 from pipeline.tiling.geometry import ReceptiveField, Region
 from pipeline.training.augmentation import Augmentation, displacements, moved, restained, turned, view
 from pipeline.training.gradient import accumulate, reduce
 from pipeline.training.loss import CrossEntropy
 from pipeline.training.pairs import IGNORE
 from pipeline.training.sampling import Sampler
-from pipeline.worker import extend_to
 from tests import zoo
 from tests.training.drawn import Drawn, all_samples, distance, gradient_of
 from tests.training.test_training import job, weights
