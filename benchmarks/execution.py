@@ -10,7 +10,7 @@ time      other ways to run the same network on the same image, in turn, each ru
 count     operations executed over those of the whole image's forward pass, counted
 profile   where the seconds of a run in bands go, and how fast its convolutions could be
 memory    an image that is wide and tall and never stored
-workers   two workers against one
+workers   the whole command against the network alone, and two workers against one
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import numpy as np
 import tifffile
 
 from benchmarks.engines import machine
-from benchmarks.subjects import NETWORKS
+from benchmarks.subjects import NETWORKS, save_subject
 from benchmarks.ways import WAYS
 
 ROOT = Path(__file__).parents[1]
@@ -97,8 +97,7 @@ def draw(path: Path, side: int) -> Path:
 
 def timed(folder: Path, sizes: Sizes) -> list[str]:
     """Tables of all ways, for each network."""
-    drawn = tifffile.imread(draw(folder / "drawn.tif", max(sizes.side, sizes.others)))
-    np.save(folder / "image.npy", np.ascontiguousarray(drawn.transpose(2, 0, 1)[None], np.float32) / 255)
+    save_image(folder, draw(folder / "drawn.tif", max(sizes.side, sizes.others)))
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "monai", "tiler", "dask"))
     lines = [
         f"Float32, on drawn tissue; {versions}. Each run is a process of its own, and what it does before (start, "
@@ -165,30 +164,48 @@ def remembered(folder: Path, sizes: Sizes) -> list[str]:
 
 
 def shared(folder: Path, sizes: Sizes) -> list[str]:
-    """Table of the command's seconds beyond those that it takes on a tiny image, with one worker and with two."""
-    image, tiny = draw(folder / "large.tif", sizes.workers), draw(folder / "tiny.tif", 256)
-    seconds: dict[int, float] = {}
-    lines = ["| workers | seconds | of these, before and after the tiles | without them |", "|---|---|---|---|"]
-    for workers in (1, 2):
-        begun, taken = (command_seconds(path, folder / "out.zarr", workers) for path in (tiny, image))
-        seconds[workers] = taken - begun
-        lines.append(f"| {workers} | {taken:.1f} | {begun:.1f} | {seconds[workers]:.1f} |")
-        print(lines[-1], flush=True)
+    """Tables of the command's seconds with one worker and with two, beside the network alone in as many processes."""
+    side = sizes.workers
+    image, tiny = draw(folder / "large.tif", side), draw(folder / "tiny.tif", 256)
+    save_image(folder, image)
+    net = save_subject(folder / "network")
+    taken: dict[str, list[float]] = {name: [] for name in ("two", "one", "alone")}
+    begun = {workers: command_seconds(tiny, net, folder / "out.zarr", workers) for workers in (1, 2)}
+    for _ in range(sizes.rounds):
+        for name, workers in (("two", 2), ("one", 1)):
+            taken[name].append(command_seconds(image, net, folder / "out.zarr", workers) - begun[workers])
+        taken["alone"].append(child("benchmarks.ways", folder, "unet", "halves", side)["seconds"])
+        print({name: round(seconds[-1], 1) for name, seconds in taken.items()}, flush=True)
+    two, one, alone = (statistics.median(seconds) for seconds in taken.values())
     return [
-        f"`python -m pipeline.infer` from a deflate BigTIFF of {sizes.workers} x {sizes.workers} to its output, the "
-        "bundled network; what an image of 256 x 256 takes is the start and the end.",
+        f"`python -m pipeline.infer` from a deflate BigTIFF of {side} x {side} to its output, a zstd Zarr with its "
+        f"pyramid, with the {NETWORKS['unet'][0]}, tiles as the planner chooses them. Beside it the network alone: "
+        "the same pixels in memory as float32, in bands, by two processes of one thread, half of the rows each. "
+        f"Medians of {sizes.rounds} rounds in turn. What the command takes for 256 x 256 pixels, "
+        f"{begun[2]:.1f} s (one worker: {begun[1]:.1f} s), is start and end, and is taken off.",
         "",
-        *lines,
+        "| | seconds | times the network alone |",
+        "|---|---|---|",
+        f"| network alone, two processes | {alone:.1f} | |",
+        f"| command, two workers | {two:.1f} | {two / alone:.2f} |",
+        f"| command, one worker | {one:.1f} | |",
         "",
-        f"Two workers are {seconds[1] / seconds[2]:.2f} times as fast as one.",
+        f"Two workers are {one / two:.2f} times as fast as one.",
     ]
 
 
-def command_seconds(image: Path, output: Path, workers: int) -> float:
+def command_seconds(image: Path, net: Path, output: Path, workers: int) -> float:
     began = time.perf_counter()
-    command = [sys.executable, "-m", "pipeline.infer", str(image), "-o", str(output), "--overwrite"]
-    subprocess.run([*command, "--workers", str(workers)], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    command = [sys.executable, "-m", "pipeline.infer", str(image), "--network", str(net), "-o", str(output)]
+    subprocess.run([*command, "--overwrite", "--workers", str(workers)],
+                   cwd=ROOT, stdout=subprocess.DEVNULL, check=True)  # fmt: skip
     return time.perf_counter() - began
+
+
+def save_image(folder: Path, image: Path) -> None:
+    """What `benchmarks.ways` reads."""
+    pixels = tifffile.imread(image).transpose(2, 0, 1)[None]
+    np.save(folder / "image.npy", np.ascontiguousarray(pixels, np.float32) / 255)
 
 
 PARTS: dict[str, tuple[str, Callable[[Path, Sizes], list[str]]]] = {
@@ -196,7 +213,7 @@ PARTS: dict[str, tuple[str, Callable[[Path, Sizes], list[str]]]] = {
     "count": ("Operations executed", counted),
     "profile": ("Where the time goes", profiled),
     "memory": ("Memory", remembered),
-    "workers": ("Two workers", shared),
+    "workers": ("The whole command, and a second worker", shared),
 }
 
 

@@ -26,7 +26,7 @@ from draw import draw
 
 import pipeline
 from pipeline.jobfile import validated
-from pipeline.runs import task_of
+from pipeline.tasks import task_of
 from pipeline.training.gradient import accumulate
 from pipeline.training.loop import begin, network
 from pipeline.training.task import Task

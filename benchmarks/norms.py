@@ -1,4 +1,4 @@
-"""What batch norm does where tiles go through the network one by one: the same short training with each setting.
+"""What batch norm does on tiles: the same short training with each setting.
 
     python benchmarks/norms.py NUCLEI
 
@@ -18,14 +18,15 @@ import pipeline
 
 STEPS = 200
 SETTINGS: dict[str, dict[str, Any]] = {
-    "`norm: batch`": {"norm": "batch"},
-    "`norm: batch`, `freeze_norm: 60`": {"norm": "batch", "freeze_norm": 60},
+    "`norm: batch`, tiles one by one (`together: 1`)": {"norm": "batch", "together": 1},
+    "`norm: batch`, four tiles together": {"norm": "batch"},
+    "`norm: batch`, four tiles together, `freeze_norm: 60`": {"norm": "batch", "freeze_norm": 60},
     "`norm: none`": {"norm": "none"},
 }
 NETWORK = {"architecture": "unet", "base": 8, "depth": 3, "channels": 3, "classes": 2}
 
 
-def trained(nuclei: Path, run: str, norm: str, freeze_norm: int | bool = False) -> dict[str, Any]:
+def trained(nuclei: Path, run: str, norm: str, **given: Any) -> dict[str, Any]:
     """The scores of the whole test images, stitched."""
 
     def pairs(where: str) -> dict[str, str]:
@@ -44,7 +45,7 @@ def trained(nuclei: Path, run: str, norm: str, freeze_norm: int | bool = False) 
             "batch": 4,
             "optimizer": {"name": "adam", "lr": 0.002},
             "schedule": {"name": "cosine", "warmup": 20},
-            "freeze_norm": freeze_norm,
+            **given,
             "steps": STEPS,
             "workers": 0,
         }
@@ -59,8 +60,8 @@ def main() -> None:
     lines = [
         "# Batch norm on tiles",
         "",
-        f"U-Net {NETWORK}, Adam at 0.002 with warm-up and cosine, {STEPS} steps of 4 tiles of 96 x 96, which go "
-        "through the network one by one. Scores of the whole unseen images (dark and colour), stitched, with the "
+        f"U-Net {NETWORK}, Adam at 0.002 with warm-up and cosine, {STEPS} steps of 4 tiles of 96 x 96. "
+        "Scores of the whole unseen images (dark and colour), stitched, with the "
         f"network as inference runs it. torch {torch.__version__}.",
         "",
         "| | loss of the last step | IoU of the nuclei | accuracy |",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from pipeline import load_network
 from pipeline.analysis import Analysis
 from pipeline.config import options
 from pipeline.network.fcn import FCN
+from pipeline.network.folder import save_network
 from pipeline.network.receptive_field import receptive_field
 from pipeline.network.unet import UNet
 from pipeline.tiling.geometry import ReceptiveField
@@ -61,6 +63,13 @@ def network(name: str) -> tuple[nn.Module, ReceptiveField]:
             for around_1 in (module.running_var, module.weight.data):
                 around_1.uniform_(0.5, 1.5)
     return net, receptive_field(net, CHANNELS)
+
+
+def save_subject(path: Path) -> Path:
+    """The U-Net as a network folder, for commands."""
+    arguments = {"base": 16, "depth": 4, "norm": "batch", "channels": CHANNELS, "classes": CLASSES}
+    save_network(path, "unet", arguments, network("unet")[0])
+    return path
 
 
 def analysed(net: nn.Module) -> Analysis:

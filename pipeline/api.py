@@ -151,7 +151,8 @@ def verify(output: str | os.PathLike[str], image: Any = None, net: Any = None) -
 
 
 def train(job: Any, *, look: Callable[[dict[str, Any]], None] = lambda line: None) -> Trained:
-    """See `pipeline.train`; `look` is given the last line of the log now and then."""
+    """See `pipeline.train`; `look` is given the last line of the log now and then, and first
+    what batch: auto came to."""
     if isinstance(job, str | os.PathLike):
         job = load_job(TrainJob, job)
     from pipeline.runs import train_job  # which predictions need not wait for

@@ -151,7 +151,10 @@ def train(job: Any) -> int:
     began, last = time.monotonic(), [-LOG_EVERY]
 
     def look(line: dict[str, Any]) -> None:
-        if time.monotonic() - last[0] >= LOG_EVERY:
+        if "batch" in line:
+            print(f"{Path(job.run).name}: batch: auto is {line['batch']} samples, {line['together']} together on each "
+                  f"worker, in {line['megabytes']} MB", file=sys.stderr, flush=True)  # fmt: skip
+        elif time.monotonic() - last[0] >= LOG_EVERY:
             last[0] = time.monotonic()
             loss = "no labels" if line["loss"] is None else f"loss {line['loss']:.4f}"
             print(f"{Path(job.run).name}: step {line['step']} of {job.steps}, {loss}", file=sys.stderr, flush=True)

@@ -1,43 +1,25 @@
-"""From a training job to a run: what is checked and refused before anything is trained, and where it is trained."""
+"""A training run, from its job to the network folder and the report: where it is trained, and how it goes on."""
 
 from __future__ import annotations
 
-import logging
 import os
-import platform
-import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline import planning
-from pipeline.analysis import Analysis
-from pipeline.config import options
-from pipeline.network.builtin import build
-from pipeline.network.loading import Network, choose_device, load_network
-from pipeline.network.normalise import check_normalisation
+from pipeline.network.loading import choose_device, load_network
 from pipeline.reporting.examples import find_examples
 from pipeline.reporting.report import write_report
 from pipeline.reporting.sampling_map import sampling_maps
-from pipeline.storage.image import open_image
 from pipeline.storage.location import is_url
-from pipeline.tiling.geometry import ReceptiveField
-from pipeline.training.augmentation import Augmentation
-from pipeline.training.finding import find_pairs
+from pipeline.tasks import task_of
 from pipeline.training.group import Group
 from pipeline.training.loop import train
-from pipeline.training.loss import CrossEntropy, Dice, Focal, Loss, Total
-from pipeline.training.pairs import Pair, Split, scored
-from pipeline.training.run_folder import BEGINNING, FREE, RunFolder
-from pipeline.training.sampling import Cores, cut
-from pipeline.training.task import Schedule, Task
-from pipeline.training.validation import Validation
-from pipeline.trainjob import NewNetwork, TrainJob
-
-log = logging.getLogger("pipeline")
+from pipeline.training.run_folder import BEGINNING, RunFolder
+from pipeline.training.task import Task
+from pipeline.trainjob import TrainJob
 
 
 @dataclass(frozen=True)
@@ -54,7 +36,9 @@ class Trained:
 
 @torch.random.fork_rng(devices=[])
 def train_job(job: TrainJob, look: Callable[[dict[str, Any]], None]) -> Trained:
-    """Trains as the job says, from where an earlier run of it ended; `look` is given the log's last line now and then.
+    """Trains as the job says, from where an earlier run of it ended; `look` is given the log's last line now and then,
+    and first what batch: auto came to.
+
 
     Raises ValueError for what the user can mend, RuntimeError where workers die too often.
     """
@@ -90,7 +74,7 @@ def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[st
         lines, shown = folder.lines_from(shown)
         if board is not None:
             board.add(lines)
-        for line in [line for line in lines if "loss" in line][-1:]:
+        for line in [line for line in lines if "batch" in line] + [line for line in lines if "loss" in line][-1:]:
             look(line)
 
     if job.workers == 0:
@@ -98,164 +82,13 @@ def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[st
     else:
         _train_on_ray(task, job.workers, report)
     report()  # what came last, a test among it
+    task = replace(task, **passes_done(folder))
     best, worst = ([], []) if task.validation is None else find_examples(task.validation, load_network(job.run).module)
     if board is not None:
         board.show({"best": best, "worst": worst}, job.steps)
         board.close()
     write_report(folder.path, best, worst, sampling_maps(task))
     return _trained(folder, before)
-
-
-def task_of(job: TrainJob) -> Task:
-    """All that workers need. Raises ValueError for a network, data or options that do not fit each other."""
-    network = network_of(job)
-    asked = options(precision=stored(job), device="cpu", mode="blend")
-    analysis = Analysis(network, asked)  # in this mode, a network that is not local is no error yet
-    core = (job.sampling.core,) * 2 if isinstance(job.sampling.core, int) else job.sampling.core
-    augment = augmentation_of(job, analysis.channels)
-    field = analysis.field if augment is None else augment.field(analysis.field)
-    cut(field.alignment, field, job.sampling.kind, core)
-    if not job.freeze_norm and any(isinstance(part, _BatchNorm) for part in network.module.modules()):
-        log.warning("batch norm sees each sample's own statistics, so a step is not the whole images', and what "
-                    "results may predict badly: give norm: none, or freeze_norm")  # fmt: skip
-    weights = job.class_weights
-    if weights is not None and len(weights) != (named := scored(analysis.classes)):
-        raise ValueError(f"class_weights={list(weights)}: the network tells {named} classes apart, give one for each")
-    split = split_of(job, analysis, field, core)
-    return Task(
-        folder=job.run,
-        architecture=network.card["architecture"],
-        arguments=network.card["arguments"],
-        normalise=network.card.get("normalise") or {},
-        start=None if isinstance(job.network, NewNetwork) else job.network,
-        card=card_of(job, split),
-        field=field,
-        augment=augment,
-        pairs=split.train,
-        validation=_scored(job, split.validation, network, analysis),
-        test=_scored(job, split.test, network, analysis),
-        channels=analysis.channels,
-        classes=analysis.classes,
-        ignore=job.data.ignore,
-        binary=job.data.binary,
-        kind=job.sampling.kind,
-        core=core,
-        keep=job.sampling.loss_keep,
-        batch=job.batch,
-        loss=loss_of(job, analysis.classes),
-        optimizer=job.optimizer.model_dump(),
-        steps=job.steps,
-        precision=job.precision,
-        seed=job.seed,
-        cores=split.cores,
-        balanced=job.sampling.balanced,
-        freeze_norm=None if job.freeze_norm is False else int(job.freeze_norm) - (job.freeze_norm is True),
-        clip=job.clip,
-        ema=job.ema,
-        schedule=Schedule() if job.schedule is None else Schedule(job.schedule.name, job.schedule.warmup),
-        checkpoint_every=job.checkpoint_every,
-        checkpoint_activations=job.checkpoint_activations,
-    )
-
-
-def split_of(job: TrainJob, analysis: Analysis, field: ReceptiveField, core: tuple[int, int]) -> Split:
-    """The pairs to train on, whose labels are counted by cores, and those held out. Raises ValueError for bad ones."""
-
-    def cores(pair: Pair) -> Cores:
-        return cut(pair.size, field, job.sampling.kind, core, pair.region)
-
-    by_core = None if job.sampling.kind == "patches" else cores  # of single outputs, a table would be the labels again
-    return find_pairs(**job.data.arguments(), field=field, channels=analysis.channels,
-                      classes=analysis.classes, seed=job.seed, cores=by_core)  # fmt: skip
-
-
-def augmentation_of(job: TrainJob, channels: int) -> Augmentation | None:
-    """The views to train on. Raises ValueError for those of stained tissue where images are not RGB."""
-    if job.augment is None:
-        return None
-    if job.augment.stain and channels != 3:
-        raise ValueError(f"augment.stain={job.augment.stain}: is for RGB, and the network takes {channels} channels")
-    return Augmentation(**job.augment.model_dump(), seed=job.seed)
-
-
-def loss_of(job: TrainJob, classes: int) -> Loss:
-    """What a network of so many outputs is trained by."""
-    given = {job.loss: 1.0} if isinstance(job.loss, str) else job.loss.model_dump(exclude_none=True)
-    focal = given.get("focal", 1.0)
-    gamma = {"gamma": focal["gamma"]} if isinstance(focal, dict) else {}
-    made: dict[str, Loss] = {
-        "cross_entropy": CrossEntropy(job.class_weights),
-        "dice": Dice(job.class_weights, scored(classes)),
-        "focal": Focal(job.class_weights, **gamma),
-    }
-    factors = {name: factor["weight"] if isinstance(factor, dict) else factor for name, factor in given.items()}
-    if [*factors.values()] == [1.0]:
-        return made[next(iter(factors))]
-    return Total(job.class_weights, [(factor, made[name]) for name, factor in factors.items()])
-
-
-def stored(job: TrainJob) -> str:
-    """The precision of the weights, in which they are validated."""
-    return "float32" if job.precision == "bfloat16" else job.precision
-
-
-def network_of(job: TrainJob) -> Network:
-    """What is trained, as it is before the first step but for the weights. Raises ValueError where it is no network."""
-    given = {} if job.normalise is None else job.normalise.model_dump(exclude_none=True)
-    if isinstance(job.network, NewNetwork):
-        normalise = check_normalisation(given, job.network.channels)
-        module = build(job.network.architecture, job.network.arguments, normalise)
-        card = {"name": job.network.architecture, "architecture": job.network.architecture,
-                "arguments": job.network.arguments}  # fmt: skip
-        return Network(module, {**load_network(module).card, **card, "normalise": normalise})
-    network = load_network(job.network)
-    if not network.card.get("architecture"):
-        raise ValueError(
-            f"network {job.network} cannot be trained: give a network folder, a built-in or an architecture"
-        )
-    if given and network.card.get("normalise"):
-        raise ValueError(f"network {network.name} has its own normalisation, so normalise cannot be given")
-    own = network.card.get("normalise") or check_normalisation(given, network.channels)
-    return Network(network.module, {**network.card, "normalise": own})
-
-
-def card_of(job: TrainJob, split: Split) -> dict[str, Any]:
-    """What the resulting network's card says of where it comes from."""
-    import pipeline
-
-    parts = {"train": split.train, "validation": split.validation} | ({"test": split.test} if split.test else {})
-    names = {part: [pair.name for pair in pairs] for part, pairs in parts.items()}
-    counts = [sum(column) for column in zip(*(pair.counts for pair in split.train), strict=True)]
-    told = job.model_dump(mode="json", exclude={"network", "data", "normalise", *FREE})
-    versions = {"pipeline": pipeline.__version__, "torch": torch.__version__, "python": platform.python_version()}
-    return {
-        "data": {**names, "labelled": counts},
-        "training": told,
-        "versions": versions | ({"commit": commit} if (commit := _commit()) else {}),
-    }
-
-
-def _commit() -> str | None:
-    """The git commit of the working directory, with a + where files differ from it; None where there is none."""
-    said = []
-    for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
-        try:
-            said.append(subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout)
-        except (OSError, subprocess.SubprocessError):
-            return None
-    return said[0].strip() + ("+" if said[1].strip() else "")
-
-
-def _scored(job: TrainJob, pairs: tuple[Pair, ...], network: Network, trained: Analysis) -> Validation | None:
-    """Held-out pairs with the plan of inference for each; None where there are none."""
-    if not pairs:
-        return None
-    asked = options(precision=stored(job), device="cpu", kind="mask")
-    analysis, plans = Analysis(network, asked), []
-    for pair in pairs:
-        with open_image(pair.image, channels=analysis.channels) as image:
-            plans.append(planning.plan_image(image, analysis, asked))
-    return Validation(pairs, plans, trained.channels, trained.classes, job.data.ignore, job.data.binary)
 
 
 def _train_here(task: Task, report: Callable[[], None]) -> None:
@@ -284,6 +117,12 @@ def _train_on_ray(task: Task, workers: int | tuple[int, int], report: Callable[[
         if seen.held < least and not seen.grows:
             raise ValueError(f"workers={workers}: the cluster holds {seen.held} of one CPU each")
         train_on_ray(task, workers, gpus=gpus, look=report)
+
+
+def passes_done(folder: RunFolder) -> dict[str, Any]:
+    """What a finished run's batch came to."""
+    training = load_network(str(folder.path)).card["training"]
+    return {"batch": training["batch"], "together": training["together"]}
 
 
 def _trained(folder: RunFolder, before: int) -> Trained:

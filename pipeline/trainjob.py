@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from pipeline.config import Settings
+from pipeline.config import Bytes, Settings
 from pipeline.jobfile import DataPath, NetworkPath
 
 Count = Annotated[int, Field(ge=1)]
@@ -188,8 +188,13 @@ class TrainJob(Settings):
     normalise: Normalise | None = None
     sampling: Sampling = Sampling()
     augment: Augment | None = None
-    batch: Count | Literal["image"] = 8
-    """Samples a step over all workers, before the enlargement by 1 / loss_keep; image: every tile of one image."""
+    batch: Count | Literal["image", "auto"] = 8
+    """Samples a step over all workers, before the enlargement by 1 / loss_keep; image: every tile of one image; auto:
+    as many as go through the network together in `memory`, times the workers."""
+    together: Count | None = None
+    """Samples of one shape that go through the network in one pass; None: see `passes_of` in `pipeline.tasks`."""
+    memory: Bytes = 2_000_000_000
+    """What a worker may use on a CPU where `batch` is auto; on a GPU that is all there is."""
     loss: Annotated[
         Annotated[Literal["cross_entropy", "dice", "focal"], Tag("one")] | Annotated[Losses, Tag("several")], HOW_MANY
     ] = "cross_entropy"
@@ -226,11 +231,16 @@ class TrainJob(Settings):
     @field_validator("batch", mode="before")
     @classmethod
     def _number_or_word(cls, batch: Any) -> Any:
-        if batch == "auto":
-            raise ValueError("memory does not grow with the batch, so it sets none: give a number of samples, or image")
-        if isinstance(batch, str) and batch != "image":
-            raise ValueError("give a number of samples, or image")
+        if isinstance(batch, str) and batch not in ("image", "auto"):
+            raise ValueError("give a number of samples, image or auto")
         return batch
+
+    @field_validator("together")
+    @classmethod
+    def _is_not_found(cls, together: Any, info: ValidationInfo) -> Any:
+        if together is not None and info.data.get("batch") == "auto":
+            raise ValueError("batch: auto finds how many go through the network together: give one of the two")
+        return together
 
     @field_validator("workers", mode="before")
     @classmethod

@@ -116,8 +116,9 @@ def test_validation_may_be_a_list_like_train() -> None:
         ("sampling={kind: patches, balanced: true}", "option sampling.balanced=True: draws cores by what is in them"),
         ("sampling.keep=1", "unknown option 'sampling.keep'; did you mean 'loss_keep'?"),
         ("network.classes=0", "option network.classes=0: input should be greater than or equal to 1"),
-        ("batch=many", "option batch=many: give a number of samples, or image"),
-        ("batch=auto", "option batch=auto: memory does not grow with the batch, so it sets none: give a number"),
+        ("batch=many", "option batch=many: give a number of samples, image or auto"),
+        ("together=0", "option together=0: input should be greater than or equal to 1"),
+        ("memory=much", "option memory=much: 'much' is no amount of memory"),
         ("loss=l2", "option loss=l2: input should be 'cross_entropy', 'dice' or 'focal'"),
         ("loss={}", "option loss={}: give a factor to one of cross_entropy, dice and focal at least"),
         ("loss={dise: 1}", "unknown option 'loss.dise'; did you mean 'dice'?"),
@@ -151,6 +152,11 @@ def test_what_is_wrong_is_one_line_that_names_it(tmp_path: Path, override: str, 
     with pytest.raises(ValueError) as caught:
         load_job(TrainJob, written(tmp_path, FULL), [override])
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_what_is_found_is_not_given_too() -> None:
+    with pytest.raises(ValueError, match=r"^option together=2: batch: auto finds how many go through the network toge"):
+        validated(TrainJob, LEAST | {"batch": "auto", "together": 2})
 
 
 def test_a_balanced_batch_is_not_an_image() -> None:

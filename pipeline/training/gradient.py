@@ -77,6 +77,7 @@ def batch_gradient(
     kept: Kept = None,
     keep: float = 1.0,
     together: int = 1,
+    grouped: bool = False,
 ) -> Sums:
     """Gives the parameters the gradient of the loss of a batch, of which `reads()` are this worker's, and its sums.
 
@@ -86,7 +87,7 @@ def batch_gradient(
 
     def passed(slope: Tensor | None) -> Sums:
         try:
-            return accumulate(module, reads(), loss, slope, kept=kept, keep=keep, together=together)
+            return accumulate(module, reads(), loss, slope, kept=kept, keep=keep, together=together, grouped=grouped)
         except ValueError as error:  # a file that cannot be read, a label that is none: no other try would help
             return Sums.none(loss, str(error))
 
@@ -107,12 +108,14 @@ def accumulate(
     kept: Kept = None,
     keep: float = 1.0,
     together: int = 1,
+    grouped: bool = False,
 ) -> Sums:
     """Adds the gradient of slope . sums, of the loss's sums over the reads' cores, to that of the parameters.
 
     `slope`: that of the batch's sums, which a first pass under torch.no_grad gathers; None: of a linear loss.
-    At most `together` reads of one shape go through the network at a time, which bounds the memory. A core without a
-    labelled output is not run at all.
+    At most `together` reads of one shape go through the network at a time, which bounds the memory; `grouped`, only
+    those whose places in the stream are of one group of so many, so that a pass is the same on any number of workers.
+    A core without a labelled output is not run at all.
     """
     sums = Sums.none(loss)
     waiting: dict[tuple[int, ...], list[tuple[Sample, np.ndarray, Tensor]]] = {}
@@ -123,10 +126,11 @@ def accumulate(
         if kept is not None:
             labels = torch.where(torch.from_numpy(kept(sample)), labels, IGNORE)
         if (labels != IGNORE).any():
-            stack = waiting.setdefault(pixels.shape, [])
+            key = (sample.number // together if grouped else 0, *pixels.shape)
+            stack = waiting.setdefault(key, [])
             stack.append((sample, pixels, labels))
             if len(stack) == together:
-                sums.of_loss += _run(module, waiting.pop(pixels.shape), loss, slope)
+                sums.of_loss += _run(module, waiting.pop(key), loss, slope)
     for stack in waiting.values():
         sums.of_loss += _run(module, stack, loss, slope)
     return sums

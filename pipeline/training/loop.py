@@ -16,13 +16,14 @@ from torch import nn
 from pipeline.network.builtin import build
 from pipeline.network.folder import save_network
 from pipeline.network.loading import load_network
+from pipeline.training.fitting import fit
 from pipeline.training.gradient import Read, Sums, batch_gradient
 from pipeline.training.group import Group
 from pipeline.training.metrics import Metrics, metrics
 from pipeline.training.passes import passes
 from pipeline.training.reading import Reader
 from pipeline.training.run_folder import RunFolder
-from pipeline.training.sampling import Sampler
+from pipeline.training.sampling import Sampler, dealt
 from pipeline.training.statistics import Statistics
 from pipeline.training.task import Task
 from pipeline.training.validation import Validation
@@ -33,8 +34,6 @@ HURRY = 5.0
 """The same while a worker is about to be taken away."""
 VALIDATIONS = 20
 """At most so many in a run, where its epochs are shorter."""
-STACK = 64
-"""Patches of one shape that go through the network together."""
 
 State = dict[str, Any]
 
@@ -51,6 +50,9 @@ def train(
     folder, first = RunFolder(task.folder), group.rank == 0
     with folder.held() if first else nullcontext():
         state = group.share((folder.latest() or begin(task)) if first else None)
+        if first:
+            folder.rewind(state["step"])
+        task = decided(task, state, folder, group)
         module = network(task, state["module"], group.device)
         average = None if task.ema is None else network(task, state["average"] or state["module"], group.device)
         optimizer = optimizer_of(module, task.optimizer)
@@ -59,8 +61,6 @@ def train(
         sampler, reader, statistics = task.sampler(), task.reader(), Statistics(module)
         validation = None if task.validation is None else replace(task.validation, device=group.device)
         best: State | None = state["best"]
-        if first:
-            folder.rewind(state["step"])
         saved = time.monotonic()
 
         for step in range(state["step"] + 1, task.steps + 1):
@@ -97,9 +97,9 @@ def gradient(
 
     Raises ValueError, on all workers, where one met a problem or the loss is no number any more.
     """
-    samples = sampler.step(step - 1)[group.rank :: group.world]
+    grouped = bool(statistics.norms)  # which see all of a pass, so it is to be the same on any number of workers
+    samples = dealt(sampler.step(step - 1), group.rank, group.world, task.together if grouped else 1)
     kept = sampler.kept if task.keep < 1 else None
-    together = STACK if task.kind == "patches" and not statistics.norms else 1
 
     def reads() -> Iterable[Read]:
         found = reader.reads(samples)
@@ -107,7 +107,8 @@ def gradient(
 
     statistics.begin()
     with passes(module, statistics, mixed=task.precision == "bfloat16", recompute=task.checkpoint_activations):
-        sums = batch_gradient(module, reads, task.loss, group.add, kept=kept, keep=task.keep, together=together)
+        sums = batch_gradient(module, reads, task.loss, group.add, kept=kept, keep=task.keep,
+                              together=task.together, grouped=grouped)  # fmt: skip
     statistics.end(group.add)
     if sums.failed:
         raise ValueError(next(problem for problem in group.gather(sums.problem) if problem))
@@ -125,7 +126,32 @@ def begin(task: Task) -> State:
     else:
         module = load_network(task.start).module
     state = {"step": 0, "module": module.state_dict(), "average": None, "optimizer": None, "best": None}
-    return {**state, "data": task.data}
+    return {**state, "data": task.data, "passes": None}
+
+
+def decided(task: Task, state: State, folder: RunFolder, group: Group) -> Task:
+    """The task with its batch in numbers: of batch "auto" those of the run's beginning, which the log says.
+
+    Raises ValueError, on all workers, where not even one sample fits the memory.
+    """
+    if task.batch != "auto":
+        return task
+    found = state.get("passes")
+    if found is None:
+        if group.rank == 0:
+            try:
+                module = network(task, state["module"], group.device)
+                if task.freeze_norm == 0:
+                    frozen(module)
+                together, used = fit(task, module, group.device, group.world)
+                found = {"batch": together * group.world, "together": together}
+                folder.log(step=0, **found, megabytes=round(used / 1e6))
+            except ValueError as error:
+                found = str(error)
+        found = group.share(found)
+        if isinstance(found, str):
+            raise ValueError(found)
+    return replace(task, **found)
 
 
 def network(task: Task, weights: Mapping[str, Any], device: str) -> nn.Module:
@@ -206,6 +232,7 @@ def state_of(
         "optimizer": optimizer.state_dict(),
         "best": best,
         "data": task.data,
+        "passes": {"batch": task.batch, "together": task.together},
     }
 
 
@@ -227,7 +254,8 @@ def finish(task: Task, folder: RunFolder, module: nn.Module, best: State | None,
                       if line["step"] == step and "validation" in line), None)  # fmt: skip
     found = {"validation": validated, "test": tested}
     trained = {"step": step} | {name: values for name, values in found.items() if values}
-    card = {**task.card, "training": {**task.card.get("training", {}), **trained}}
+    passed = {"batch": task.batch, "together": task.together}
+    card = {**task.card, "training": {**task.card.get("training", {}), **passed, **trained}}
     if task.normalise:
         card["normalise"] = dict(task.normalise)
     save_network(folder.path, task.architecture, task.arguments, module, **card)

@@ -1,7 +1,7 @@
 """The folder of a training run: its job, checkpoints and log, and in the end the network.
 
 job.yaml                 what was asked for, all keys, paths absolute
-metrics.jsonl            one line a step, one a validation, and one of the test
+metrics.jsonl            one line a step, one a validation, one of the test, and first what batch: auto came to
 checkpoints/STEP.pt      the last two; each is complete or not there
 lock, checkpoints/lock   held while a command, and its first worker, go on with the run
 network.json, weights.safetensors      once the run is finished
@@ -22,7 +22,7 @@ import torch
 import yaml
 
 JOB, LOG, CHECKPOINTS, CARD = "job.yaml", "metrics.jsonl", "checkpoints", "network.json"
-FREE = ("run", "workers", "checkpoint_every", "checkpoint_activations", "tensorboard")
+FREE = ("run", "workers", "checkpoint_every", "checkpoint_activations", "tensorboard", "memory")
 """Keys that do not change what a run results in, and so may differ when it goes on."""
 KEPT = 2
 Place = tuple[int, int]
@@ -123,7 +123,7 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Drops the lines of steps beyond this one, of a test, and one that was cut off: they are written again."""
-        lines = [line for line in self.lines() if line["step"] <= step and "test" not in line]
+        lines = [line for line in self.lines() if 0 < step >= line["step"] and "test" not in line]
         _replace(self.path / LOG, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def lines(self) -> list[dict[str, Any]]:

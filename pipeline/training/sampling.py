@@ -2,7 +2,7 @@
 
     stream     0   1   2   3   4 | 5   6   7   8   9 | ...     each epoch holds every core once, in an order of its own
     step       |------ 0 ------|------ 1 ------|------ ...     `batch` samples each
-    worker     0   1   0   1     0   1   0   1                 worker r of w takes samples[r::w] of every step
+    worker     0   1   0   1     0   1   0   1   0   1         dealt to the workers in turn, one by one or in groups
 
 Cores without a label are in no epoch. A stream that is balanced has the classes in turn instead, and draws for each
 place a core with that class, by how much of it there is in the core.
@@ -190,6 +190,11 @@ class Sampler:
         image = self.images[self._drawn(place)]
         tiles = range(len(self.cores[image]))
         return [Sample(place * self.largest + n, image, self.cores[image].tile(n)) for n in tiles]
+
+
+def dealt(samples: Sequence[Sample], rank: int, world: int, group: int = 1) -> list[Sample]:
+    """The samples of one of `world` workers: groups of so many places in the stream go to the workers in turn."""
+    return [sample for sample in samples if sample.number // group % world == rank]
 
 
 def _by_class(counts: Sequence[np.ndarray | None]) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,9 +1,10 @@
-"""Batch norm that trains: statistics of each tile by itself, and running ones that move once a step.
+"""Batch norm that trains: statistics of each pass by itself, and running ones that move once a step.
 
-In training mode a batch norm normalises a tile, halo included, by that tile's own mean and variance, so a step on tiles
-is no longer the whole image's: only networks without batch norm, or with it frozen, have that. What is kept is that the
-number of workers changes nothing: the running statistics, by which inference normalises, move by the mean and variance
-of all pixels of the step together, which differ between tiles as well as within them.
+In training mode a batch norm normalises the tiles of a pass, halos included, by their own mean and variance, so a step
+on tiles is no longer the whole image's: only networks without batch norm, or with it frozen, have that. What is kept is
+that the number of workers changes nothing: it has no part in which tiles share a pass, and the running statistics, by
+which inference normalises, move by the mean and variance of all pixels of the step together, which differ between
+tiles as well as within them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pipeline.training.augmentation import Augmentation
 from pipeline.training.loss import Loss
 from pipeline.training.pairs import Pair
 from pipeline.training.reading import Reader
-from pipeline.training.sampling import Kind, Sampler, cut
+from pipeline.training.sampling import Cores, Kind, Sampler, cut
 from pipeline.training.validation import Validation
 
 
@@ -64,7 +64,12 @@ class Task:
     kind: Kind
     core: tuple[int, int]
     keep: float
-    batch: int | Literal["image"]
+    batch: int | Literal["image", "auto"]
+    """Samples a step; auto: as many as `memory` holds at a time, on every worker, and `together` is these."""
+    together: int
+    """Samples of one shape that go through the network in one pass, at most."""
+    memory: int
+    """Bytes that a worker may use, for batch "auto" on a CPU."""
     loss: Loss
     optimizer: Mapping[str, Any]
     steps: int
@@ -88,11 +93,17 @@ class Task:
         told = [(pair.name, pair.size, pair.region, pair.counts) for pair in self.pairs]
         return blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
-    def sampler(self) -> Sampler:
+    def cut(self) -> list[Cores]:
+        """The cores of each image that are trained on."""
         cores = [cut(pair.size, self.field, self.kind, self.core, pair.region) for pair in self.pairs]
         if self.cores:
             cores = [of_image.labelled(counts) for of_image, counts in zip(cores, self.cores, strict=True)]
-        return Sampler(cores, self.batch, keep=self.keep, seed=self.seed, balanced=self.balanced)
+        return cores
+
+    def sampler(self) -> Sampler:
+        """Which samples each step takes, once `batch` is known."""
+        assert self.batch != "auto"
+        return Sampler(self.cut(), self.batch, keep=self.keep, seed=self.seed, balanced=self.balanced)
 
     def reader(self) -> Reader:
         margin = 0 if self.augment is None else self.augment.margin

@@ -15,7 +15,7 @@ import pipeline
 from pipeline.jobfile import validated
 from pipeline.reporting import sampling_map
 from pipeline.reporting.sampling_map import COLOUR, SIDE, sampling_maps
-from pipeline.runs import task_of
+from pipeline.tasks import task_of
 from pipeline.trainjob import TrainJob
 from tests.training.test_training import job
 

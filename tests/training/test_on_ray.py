@@ -20,7 +20,7 @@ import yaml
 import pipeline
 from pipeline.jobfile import validated
 from pipeline.network.loading import load_network
-from pipeline.runs import task_of
+from pipeline.tasks import task_of
 from pipeline.training import loop, on_ray
 from pipeline.training.group import Group
 from pipeline.training.run_folder import RunFolder

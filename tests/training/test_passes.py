@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import pipeline
 from pipeline.network.builtin import build
+from pipeline.training.fitting import Live
 from pipeline.training.passes import passes, stages
 from pipeline.training.statistics import Statistics
 from tests.training.drawn import gradient_of
@@ -55,29 +52,6 @@ def test_stages_that_are_computed_again_give_the_same_gradient_and_statistics(na
     assert float((again - plain).abs().max()) < 1e-12
     assert list(kept) == list(state) and all(torch.allclose(kept[key], state[key], atol=1e-12) for key in state)
     assert not any("forward" in vars(part) for part in module.modules()) and len(stages(module)) > 5
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of what operations return, until nobody holds it any more."""
-
-    bytes = peak = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = function(*args, **(kwargs or {}))
-        for result in tree_leaves(results):
-            if isinstance(result, torch.Tensor) and (storage := result.untyped_storage()) not in self.known:
-                self.known.add(storage)
-                self.bytes += storage.nbytes()
-                self.peak = max(self.peak, self.bytes)
-                weakref.finalize(storage, self._gone, storage.nbytes())
-        return results
-
-    def __enter__(self) -> Any:
-        self.known: weakref.WeakSet[Any] = weakref.WeakSet()
-        return super().__enter__()
-
-    def _gone(self, size: int) -> None:
-        self.bytes -= size
 
 
 def test_stages_that_are_computed_again_take_less_memory() -> None:

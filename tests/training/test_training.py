@@ -20,7 +20,7 @@ from PIL import Image
 import pipeline
 from pipeline.jobfile import validated
 from pipeline.network.loading import load_network
-from pipeline.runs import task_of
+from pipeline.tasks import task_of
 from pipeline.training.group import Group
 from pipeline.training.loop import begin, gradient
 from pipeline.training.loop import network as network_of

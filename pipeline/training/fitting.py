@@ -1,0 +1,123 @@
+"""How many samples go through the network together where a job leaves that open: as many as memory holds.
+
+It is tried: 1, 2, 4, ... samples of the largest shape go forwards and back. On a CPU the bytes of all tensors are
+counted that are there at a time, which is the same on every machine; a GPU is filled until it has no more.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pipeline.tiling.geometry import Region
+from pipeline.training.gradient import Read, batch_gradient
+from pipeline.training.passes import passes
+from pipeline.training.sampling import Cores, Sample
+from pipeline.training.statistics import Statistics
+from pipeline.training.task import Task
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of what operations return, until nobody holds it any more; `peak` is the most at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = self.peak = 0
+        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = function(*args, **(kwargs or {}))
+        for result in tree_leaves(results):
+            if isinstance(result, torch.Tensor) and (storage := result.untyped_storage()) not in self.known:
+                self.known.add(storage)
+                self.bytes += storage.nbytes()
+                self.peak = max(self.peak, self.bytes)
+                weakref.finalize(storage, self._gone, storage.nbytes())
+        return results
+
+    def _gone(self, size: int) -> None:
+        self.bytes -= size
+
+
+def most_that_fit(used: Callable[[int], int], budget: float, most: int) -> tuple[int, int]:
+    """(samples, bytes): the greatest power of two up to `most` for which `used` says no more than the budget.
+
+    What twice as many would use is foretold from the last two tries, so that nothing beyond the budget is tried; two
+    are taken to use twice what one does.
+    Raises ValueError where one sample is beyond it.
+    """
+    samples, now = 1, used(1)
+    before = now / 2
+    if now > budget:
+        raise ValueError(
+            f"memory={budget / 1e6:.0f}MB: training on one sample takes {now / 1e6:.0f}MB; give as much, "
+            "smaller cores, or checkpoint_activations: true"
+        )
+    while 2 * samples <= most and now + 2 * (now - before) <= budget:
+        try:
+            more = used(2 * samples)
+        except torch.OutOfMemoryError:
+            break
+        if more > budget:
+            break
+        samples, before, now = 2 * samples, now, more
+    return samples, now
+
+
+def fit(task: Task, module: nn.Module, device: str, world: int) -> tuple[int, int]:
+    """(samples, bytes) of a pass that fits the task's memory, or the GPU's, and is no more than a worker's epoch.
+
+    `module`: a copy for trying, in training mode. Raises ValueError where not even one sample fits.
+    """
+    cores = task.cut()
+    read = _largest(cores, task.channels)
+    statistics = Statistics(module)
+    beside = _beside(task, module)
+
+    def train(samples: int) -> None:
+        held = torch.empty(beside, dtype=torch.uint8, device=device)
+        with passes(module, statistics, mixed=task.precision == "bfloat16", recompute=task.checkpoint_activations):
+            batch_gradient(module, lambda: [read] * samples, task.loss, lambda sums: None, together=samples)
+        module.zero_grad()
+        del held
+
+    most = math.ceil(sum(map(len, cores)) / world)
+    budget = task.memory if torch.device(device).type == "cpu" else math.inf
+    return most_that_fit(lambda samples: peak_of(lambda: train(samples), device), budget, most)
+
+
+def peak_of(run: Callable[[], None], device: str) -> int:
+    """The most bytes of tensors that are there at a time while something runs."""
+    if torch.device(device).type == "cpu":
+        with (live := Live()):
+            run()
+        return live.peak
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    return torch.cuda.max_memory_allocated(device)
+
+
+def _beside(task: Task, module: nn.Module) -> int:
+    """Bytes that training holds beside a pass: weights, the optimiser's state, a running mean, the best so far."""
+    slots = {"sgd": int(task.optimizer["momentum"] > 0)}.get(task.optimizer["name"], 2)
+    copies = 1 + slots + (task.ema is not None) + (task.validation is not None)
+    return copies * sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def _largest(cores: list[Cores], channels: int) -> Read:
+    """A sample as large as any read of these, all of whose outputs are labelled."""
+    grid = max((of.grid for of in cores), key=lambda grid: grid.y.largest_read * grid.x.largest_read)
+    rows, columns = (
+        axis.core_of(max(range(len(axis)), key=lambda tile: axis.read_of(tile).size)) for axis in (grid.y, grid.x)
+    )
+    tile = grid.window(Region(rows, columns))
+    pixels = np.zeros((channels, *tile.read.shape), np.float32)
+    return Sample(0, 0, tile), pixels, np.zeros(tile.core.shape, np.int64)
