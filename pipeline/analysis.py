@@ -26,8 +26,6 @@ from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.grid import Grid
 from pipeline.worker import DTYPES, TOLERANCE
 
-INTERPRETER = 300_000_000
-"""Bytes that a worker's interpreter and libraries take before it does anything."""
 WINDOW = 512
 """Side of the windows of --mode blend where none is asked for."""
 PIECE = 512
@@ -79,6 +77,11 @@ class Analysis:
         """How the network runs in bands of rows, whether folded; or None, and why reads run whole."""
 
     def _field(self, module: nn.Module, found: Found) -> ReceptiveField:
+        if self.options.reach is not None and not found.analysis.unknown:
+            raise ValueError(
+                f"--reach {self.options.reach}: is for a network with an operation that the analysis does not know; "
+                f"it knows all of {self.network.name}'s: leave it out"
+            )
         derived = receptive_field(module, self.channels, reach=self.options.reach, found=found)
         if self.options.mode != "blend" and not derived.is_local:
             raise ValueError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline import describing, planning
+from pipeline import describing, planning, previewing
 from pipeline.analysis import Analysis, cache_bytes
 from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
@@ -22,7 +22,7 @@ from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, Run, default_workers, drive
 from pipeline.storage.image import Image, open_image
-from pipeline.storage.location import Location, is_url, local_path, location_of, name_of
+from pipeline.storage.location import Location, array_path, is_url, local_path, location_of, name_of
 from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
 from pipeline.storage.reading import extend_to
 from pipeline.storage.remote import matching
@@ -91,9 +91,7 @@ def predict(
         results = _work(runs, analysis, asked, report, own_process) if runs else []
         if lost:
             raise TilesFailed(f"{len(lost)} of {len(image)} images failed: " + "; ".join(lost), results)
-    failed = [f"{r.path}: {f}" for r in results for f in r.failures]
-    if failed:
-        raise TilesFailed(f"{len(failed)} tiles failed: " + "; ".join(failed), results)
+    _complete(results)
     return results if isinstance(image, list | tuple) else results[0]
 
 
@@ -103,6 +101,14 @@ def plan(image: Any, net: Any = None, output: str | os.PathLike[str] = "", **giv
     analysis = Analysis(_network(net, asked), asked)
     with _open(image, analysis.channels, asked) as opened:
         return planning.plan_image(opened, analysis, asked)
+
+
+def _complete(results: list[Result]) -> list[Result]:
+    """The results themselves. Raises TilesFailed where they are not complete."""
+    failed = [f"{r.path}: {f}" for r in results for f in r.failures]
+    if failed:
+        raise TilesFailed(f"{len(failed)} tiles failed: " + "; ".join(failed), results)
+    return results
 
 
 LAZY = {"tile", "memory", "precision", "device", "reach", "channels", "scale", "mean", "std", "key"}
@@ -127,7 +133,7 @@ def convert(
     if not os.fspath(output):
         raise ValueError("say where the copy goes: output='big.ome.zarr'")
     run = _begin(image, os.fspath(output), None, asked)
-    return _work([run], None, asked, report, False)[0]
+    return _complete(_work([run], None, asked, report, False))[0]
 
 
 def verify(output: str | os.PathLike[str], image: Any = None, net: Any = None) -> Report:
@@ -191,7 +197,7 @@ def seconds(plan: Plan, net: Any = None, **given: Any) -> float:
     asked = options(**given)
     analysis = Analysis(_network(net, asked), asked)
     pixels = plan.read_amplification * plan.size[0] * plan.size[1] * plan.planes
-    return analysis.seconds_per_pixel() * pixels / (asked.workers or default_workers(plan.memory))
+    return analysis.seconds_per_pixel() * pixels / (asked.workers or default_workers(plan.memory, plan.device))
 
 
 def _network(net: Any, asked: Options) -> Network:
@@ -210,9 +216,11 @@ def _begin(image: Any, output: str, analysis: Analysis | None, asked: Options) -
     opened = _open(image, analysis.channels if analysis else None, asked)
     opened.cache_bytes = cache_bytes(asked)
     location = location_of(output)
-    _spare(image, location)
+    _spare(opened.source, location)
     location.check_parent()
     ours = is_ours(output)
+    if analysis is not None:
+        previewing.check_spared(opened.source, location, ours=ours)
     plan = None if ours and not asked.overwrite else planning.plan_any(opened, analysis, asked)
     if plan is not None and not is_ours(output):  # asked again: planning takes a while, another run may have begun
         check_free(output, plan.layout)
@@ -245,12 +253,14 @@ def _resume(location: Location, opened: Image, analysis: Analysis | None, asked:
 
 def _spare(image: Any, output: Location) -> None:
     """Raises ValueError where the image is the output or lies in it, by whatever path."""
-    if not isinstance(image, str | os.PathLike):
+    if not isinstance(image, str):
+        if (path := array_path(image)) is not None and output.holds(path):
+            raise ValueError(f"the image is an array of the output {output} itself: give another output")
         return
     if output.is_same(local_path(image)):
         raise ValueError(f"the output {output} is the image itself: give another name with -o")
     if output.holds(local_path(image)):
-        raise ValueError(f"the image {os.fspath(image)} lies in the output {output}: give another name with -o")
+        raise ValueError(f"the image {image} lies in the output {output}: give another name with -o")
 
 
 def _begin_all(images: list[Any], folder: str, analysis: Analysis, asked: Options) -> tuple[list[Run], list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,8 +111,10 @@ def _check_window(report: Report, output: Output, plan: Plan, model: Model, name
     plane = random.Random(f"{core}").randrange(plan.planes)
     read, crop = larger(plan, core)
     tile = Tile(plane, core, read, crop)
-    stored = output.read(0, plan.core_region(tile))
-    report.windows += 1
+    where = f"{name} at row {core.y.start}, column {core.x.start}, plane {plane}"
+    stored = _read(report, where, lambda: output.read(0, plan.core_region(tile)))
+    if stored is None:
+        return
     if model.module is None:
         expected, tolerance, unsure = model.tile(tile)[0], 0.0, None
     else:
@@ -125,7 +128,17 @@ def _check_window(report: Report, output: Output, plan: Plan, model: Model, name
     difference = np.abs(stored.astype(np.float64) - expected.astype(np.float64))
     if unsure is not None:
         difference[unsure] = 0
-    _note(report, difference, tolerance, f"{name} at row {core.y.start}, column {core.x.start}, plane {plane}")
+    _note(report, difference, tolerance, where)
+
+
+def _read(report: Report, where: str, read: Callable[[], np.ndarray]) -> np.ndarray | None:
+    """The stored values of one more window; None, which is noted, where the bytes do not decode."""
+    report.windows += 1
+    try:
+        return read()
+    except Exception as error:  # each codec has exceptions of its own
+        report.places.append(f"{where}: cannot be read: {' '.join(str(error).split()) or type(error).__name__}")
+        return None
 
 
 def _unsure(logits: torch.Tensor, margin: float) -> np.ndarray:
@@ -143,13 +156,21 @@ def _check_level(report: Report, output: Output, plan: Plan, level: int) -> None
     for axis, n in zip(plan.layout.axes, shape, strict=True):
         start = draw.randrange(max(1, n - (SIDE if axis in "yx" else 1) + 1))
         region.append(Interval(start, min(n, start + (SIDE if axis in "yx" else 1))))
-    expected = pyramid.build_shard(
-        lambda below: output.read(level - 1, below), tuple(region), plan.layout.shapes[level - 1], how=plan.reduction
-    )
-    stored = output.read(level, region)
-    report.windows += 1
+    where = f"level {level} at {', '.join(str(i.start) for i in region)}"
+    stored = _read(report, where, lambda: output.read(level, region))
+    if stored is None:
+        return
+    try:
+        expected = pyramid.build_shard(
+            lambda below: output.read(level - 1, below),
+            tuple(region),
+            plan.layout.shapes[level - 1],
+            how=plan.reduction,
+        )
+    except Exception:  # of the level below, which was noted there
+        return
     difference = np.abs(stored.astype(np.float64) - expected.astype(np.float64))
-    _note(report, difference, 0.0, f"level {level} at {', '.join(str(i.start) for i in region)}")
+    _note(report, difference, 0.0, where)
 
 
 def _note(report: Report, difference: np.ndarray, tolerance: float, where: str) -> None:

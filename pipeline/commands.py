@@ -31,8 +31,10 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command: 2 for what the user can mend, 1 for the rest, 130 and 143 after SIGINT and SIGTERM."""
 
+    again = " without --overwrite" if "--overwrite" in sys.argv else ""
+
     def ended(*_: Any) -> NoReturn:
-        os.write(2, b"ended: the same command continues\n")
+        os.write(2, f"ended: the same command{again} continues\n".encode())
         faulthandler.dump_traceback_later(GRACE, exit=True)  # what is interrupted anywhere may be held up anywhere
         raise SystemExit(143)
 
@@ -44,7 +46,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         status = main()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print("interrupted: the same command continues", file=sys.stderr)
+        print(f"interrupted: the same command{again} continues", file=sys.stderr)
         status = 130
     except (ValueError, OSError, MemoryError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

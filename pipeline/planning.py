@@ -144,8 +144,13 @@ def blend_field(field: ReceptiveField, window: int) -> tuple[ReceptiveField, tup
     """The field by which windows are cut: whole windows, no halo of its own; rate 1 only."""
     if any(r != 1 for r in field.rate) or field.surplus != (0, 0):
         raise ValueError("--mode blend needs a network whose output has the size of its input")
-    sides = tuple(max(a, round(window / a) * a) for a in field.alignment)
-    return replace(field, before=(0, 0), after=(0, 0), halo=None), (sides[0], sides[1])
+    return replace(field, before=(0, 0), after=(0, 0), halo=None), window_sides(field, window)
+
+
+def window_sides(field: ReceptiveField, window: int) -> tuple[int, int]:
+    """The sides of a window: the nearest multiples of the alignment."""
+    y, x = (max(a, round(window / a) * a) for a in field.alignment)
+    return y, x
 
 
 def output_shape(
@@ -186,6 +191,8 @@ def check_stored(stored: Plan, image: Image, analysis: Analysis | None, options:
         asked.append(("device", stored.device, analysis.device))
     if options.reach is not None:
         asked.append(("reach", stored.field.before[0], options.reach))
+    if options.window is not None and stored.mode == "blend":
+        asked.append(("window", stored.window, window_sides(stored.field, options.window)))
     for name, have in (
         ("kind", stored.kind),
         ("tile", stored.core),
@@ -198,6 +205,10 @@ def check_stored(stored: Plan, image: Image, analysis: Analysis | None, options:
     ):
         typed = getattr(options, name)
         asked.append((name, have, have if typed is None else typed))
+    if "memory" in options.model_fields_set and stored.memory > options.memory:
+        need, given = stored.memory / 1e6, options.memory / 1e6
+        raise ValueError(f"{output} was started with tiles that need {need:.0f} MB a worker, more than the memory of "
+                         f"{given:.0f} MB; give --memory {need + 1:.0f}MB, another output, or --overwrite")  # fmt: skip
     for name, have, want in asked:
         if have != want:
             raise ValueError(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import zlib
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
+from PIL.PngImagePlugin import PngInfo
 
 from pipeline.stitching import preview
 from pipeline.storage.disk import OutputError
-from pipeline.storage.location import Location
+from pipeline.storage.location import Location, local_path
 from pipeline.storage.output import Output
 from pipeline.tiling.geometry import Region
 from pipeline.tiling.plan import Plan
@@ -19,6 +21,8 @@ THUMBNAILS = "preview"
 """Folder in an unfinished output that holds what the preview will show of each tile's image."""
 PNG = {"compress_level": 3, "compress_type": zlib.Z_RLE}
 """Two fifths of the time that the default takes, for a file a few hundredths larger."""
+MARK = "preview by pipeline"
+"""In the picture's metadata: it may be replaced."""
 
 
 def keep_thumbnail(output: Output, plan: Plan, unit: int, core: Region, pixels: np.ndarray) -> None:
@@ -39,6 +43,22 @@ def preview_of(output: Location) -> tuple[Location, str]:
     """Where the preview of an output lies, and its name: big.preview.png beside big.zarr."""
     name = (output.name.removesuffix(".zarr") or output.name) + ".preview.png"
     return output.above(), name
+
+
+def check_spared(image: Any, output: Location, *, ours: bool) -> None:
+    """Raises ValueError where the preview of an output would replace the image, or a file that is none of ours.
+
+    `ours`: the output is there already, and so may its preview be.
+    """
+    folder, name = preview_of(output)
+    place = folder.within(name)
+    if isinstance(image, str) and place.is_same(local_path(image)):
+        raise ValueError(f"the preview of {output.name} would replace the image itself: give another name with -o")
+    if ours or folder.length(name) is None:
+        return
+    with suppress(IsADirectoryError):  # which nothing replaces
+        if MARK.encode() not in folder.read(name)[:1024]:
+            raise ValueError(f"{place} is in the way of the preview, and not ours: give another name with -o")
 
 
 def draw(output: Output, plan: Plan) -> None:
@@ -78,7 +98,9 @@ def draw(output: Output, plan: Plan) -> None:
             eight_bit=plan.image["dtype"] == "uint8",
         )  # fmt: skip
         content = io.BytesIO()
-        page.save(content, "PNG", **PNG)
+        mark = PngInfo()
+        mark.add_text("Software", MARK)
+        page.save(content, "PNG", pnginfo=mark, **PNG)
         folder.write(picture_name, [content.getvalue()])
     location.remove(THUMBNAILS)
 

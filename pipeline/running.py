@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+
+import torch
 
 from pipeline import previewing
 from pipeline.engines import local
@@ -22,7 +25,7 @@ from pipeline.storage.disk import OutputError
 from pipeline.storage.image import Image
 from pipeline.storage.output import Output
 from pipeline.tiling.plan import Plan
-from pipeline.worker import Item, Job, start
+from pipeline.worker import INTERPRETER, Item, Job, start
 
 log = logging.getLogger("pipeline")
 
@@ -132,7 +135,7 @@ def drive(job: Job, runs: Sequence[Run], place: Place, *, report: Report | None)
 def _results(job: Job, runs: Sequence[Run], place: Place) -> Generator[Outcome, None, None]:
     """What the engine that was asked for yields."""
     begin = partial(cast(Any, start), job)
-    here = place.workers or default_workers(max(run.plan.memory for run in runs))
+    here = place.workers or default_workers(max(run.plan.memory for run in runs), job.device)
     if place.engine == "local":
         yield from local.run(begin, _stages(runs), workers=here, own_process=place.own_process, fatal=_is_fatal)
         return
@@ -196,17 +199,29 @@ def _named(run: Run, unit: int, failure: Failure) -> str:
     return f"{place}: {failure.message}"
 
 
-def default_workers(memory: int) -> int:
-    """As many as CPU affinity and quota and the memory limit of the cgroup allow."""
+def default_workers(memory: int, device: str) -> int:
+    """One for each GPU; else as many as CPU affinity and quota and the memory limit of the cgroup allow."""
+    if device.startswith("cuda"):
+        return max(1, torch.cuda.device_count())
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    try:
+    with suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cpus = min(cpus, max(1, int(quota) // int(period)))
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
-    return max(1, min(cpus, free // (memory + 300_000_000)))
+        cpus = min(cpus, max(1, int(quota) // int(period)))
+    return max(1, min(cpus, free_memory() // (memory + INTERPRETER)))
+
+
+def free_memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that new processes may take, what files' caches would give back included; all where nothing tells."""
+    free = sys.maxsize
+    with suppress(OSError, ValueError, KeyError):
+        free = _numbers(proc)["MemAvailable:"] * 1024
+    with suppress(OSError, ValueError, KeyError):
+        limit = int((cgroup / "memory.max").read_text())
+        cached = _numbers(cgroup / "memory.stat")["inactive_file"]
+        free = min(free, limit - int((cgroup / "memory.current").read_text()) + cached)
+    return free
+
+
+def _numbers(table: Path) -> dict[str, int]:
+    """Lines of a name and a number."""
+    return {name: int(number) for name, number, *_ in map(str.split, table.read_text().splitlines())}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +38,9 @@ DTYPES = {
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 5e-2, "float16": 5e-3}
 """How far two passes over the same pixels may differ by rounding, as a share of max(1, the largest logit)."""
 
+INTERPRETER = 300_000_000
+"""Bytes that a worker's interpreter and libraries take before it does anything."""
+
 log = logging.getLogger("pipeline")
 
 
@@ -61,10 +65,11 @@ class Job:
 def start(job: Job) -> Callable[[Item], list[list[Record]]]:
     """Called once in each worker: sets one torch thread and returns what does the units of an item."""
     torch.set_num_threads(1)
+    device = own_device(job.device)
 
     @lru_cache(maxsize=1)
     def module(precision: str) -> torch.nn.Module | None:
-        return None if job.network is None else job.network.to(job.device, DTYPES[precision])
+        return None if job.network is None else job.network.to(device, DTYPES[precision])
 
     @lru_cache(maxsize=1)
     def program(precision: str, channels: int, folded: bool) -> Program:
@@ -83,7 +88,7 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
         if job.network is not None and plan.band:
             channels = job.network.channels or len(plan.image["channels"])
             bands = program(plan.precision, channels, plan.folded)
-        return Worker(output, Model(image, plan, module(plan.precision), job.device, bands))
+        return Worker(output, Model(image, plan, module(plan.precision), device, bands))
 
     def run(item: Item) -> list[list[Record]]:
         number, first, last = item
@@ -99,6 +104,12 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
         return records
 
     return run
+
+
+def own_device(device: str) -> str:
+    """The device of this worker: of several GPUs of the machine, one each; on Ray a worker sees its own alone."""
+    number, count = os.environ.get("PIPELINE_WORKER"), torch.cuda.device_count()
+    return f"cuda:{int(number) % count}" if device == "cuda" and number is not None and count > 1 else device
 
 
 class Worker:

@@ -88,6 +88,24 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Typed:
     return run
 
 
+@pytest.mark.parametrize("harm", ["zeros within", "half of it"])
+def test_verify_names_a_shard_whose_bytes_are_not_what_was_written(harm: str, big: Path, tmp_path: Path) -> None:
+    """Also where they cannot be decoded any more: status 1 and the places, not a mistake of the user's."""
+    result = pipeline.predict(big, "unet-tiny", tmp_path / "o.zarr", tile=(256, 256), kind="probability", workers=1)
+    shard = max((tmp_path / "o.zarr" / "0").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    whole = shard.read_bytes()
+    middle = len(whole) // 2
+    shard.write_bytes(whole[:middle] + (b"" if harm == "half of it" else bytes(50) + whole[middle + 50 :]))
+    report = pipeline.verify(result.path)
+    name = str(shard.relative_to(tmp_path / "o.zarr"))
+    assert not report.ok and any(name in place for place in report.places)
+    assert any("cannot be read" in place for place in report.places)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline.verify", result.path], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1 and name in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
 def test_verify_finds_a_planted_seam(big: Path, tmp_path: Path) -> None:
     result = pipeline.predict(str(big), "unet-tiny", tmp_path / "o.zarr", kind="logits", tile=(320, 352), workers=1)
     assert pipeline.verify(result.path).ok

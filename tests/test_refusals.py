@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 from torch import nn
 
 import pipeline
@@ -216,3 +217,65 @@ def test_what_the_user_can_mend_is_one_line(
     assert ended.value.code == 2
     err = capsys.readouterr().err
     assert err.startswith(f"error: {said}") and err.count("\n") == 1
+
+
+def test_a_preview_replaces_neither_the_image_nor_a_picture_of_somebody_else(net: nn.Module, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.preview.png")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"^the preview of photo.zarr would replace the image itself: give another"):
+        pipeline.predict(tmp_path / "photo.preview.png", net, tmp_path / "photo.zarr", workers=1)
+    with pytest.raises(ValueError, match=r"photo.preview.png is in the way of the preview, and not ours: give another"):
+        pipeline.predict(pixels.transpose(2, 0, 1), net, tmp_path / "photo.zarr", workers=1)
+    assert contents(tmp_path) == before
+
+    pipeline.predict(tmp_path / "photo.preview.png", net, tmp_path / "other.zarr", workers=1)
+    shutil.rmtree(tmp_path / "other.zarr")  # its preview stays, and is known as ours
+    pipeline.predict(tmp_path / "photo.preview.png", net, tmp_path / "other.zarr", workers=1)
+    assert contents(tmp_path)["photo.preview.png"] == before["photo.preview.png"]
+
+
+def test_an_array_of_an_output_is_not_overwritten_by_what_is_made_of_it(net: nn.Module, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 40, 50), np.uint8)
+    result = pipeline.predict(pixels, net, tmp_path / "o.zarr", kind="logits", workers=1)
+    before = contents(tmp_path)
+    two = nn.Conv2d(2, 2, 1).eval()
+    with pytest.raises(ValueError, match=r"^the image is an array of the output .*o.zarr itself: give another output"):
+        pipeline.predict(result.array, two, tmp_path / "o.zarr", overwrite=True, workers=1)
+    assert contents(tmp_path) == before
+
+
+def test_options_that_contradict_a_run_that_was_started_are_refused(net: nn.Module, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 64, 64), np.uint8)
+    np.save(tmp_path / "square.npy", pixels)
+    square = tmp_path / "square.npy"
+    pipeline.predict(square, net, tmp_path / "o.zarr", workers=1, axes="CYX")
+    with pytest.raises(ValueError, match=r"was started with image .* give the same image"):
+        pipeline.predict(square, net, tmp_path / "o.zarr", workers=1, axes="CXY")
+    with pytest.raises(
+        ValueError, match=r"was started with tiles that need \d+ MB a worker, more than the memory of 0 MB"
+    ):
+        pipeline.predict(square, net, tmp_path / "o.zarr", workers=1, memory="100kB")
+    pipeline.predict(square, net, tmp_path / "o.zarr", workers=1, memory="1GB")
+
+    pooled = nn.Sequential(net, nn.InstanceNorm2d(2)).eval()
+    pipeline.predict(square, pooled, tmp_path / "b.zarr", workers=1, mode="blend", window=32)
+    pipeline.predict(square, pooled, tmp_path / "b.zarr", workers=1, mode="blend", window=32)
+    with pytest.raises(ValueError, match=r"was started with window \(32, 32\), this run has \(48, 48\)"):
+        pipeline.predict(square, pooled, tmp_path / "b.zarr", workers=1, mode="blend", window=48)
+
+
+def test_a_reach_is_declared_only_where_it_is_not_derived(net: nn.Module, image: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^--reach 5: is for a network with an operation that the analysis does not"):
+        pipeline.predict(image, net, tmp_path / "o.zarr", reach=5)
+
+
+def test_a_copy_of_an_image_that_cannot_be_read_whole_says_so(image: Path, tmp_path: Path) -> None:
+    with tifffile.TiffFile(image) as file:
+        page = file.pages[0]
+        offset, count = page.dataoffsets[5], page.databytecounts[5]  # type: ignore[union-attr]
+    with image.open("r+b") as raw:
+        raw.seek(offset)
+        raw.write(b"\xff" * count)
+    with pytest.raises(TilesFailed, match=r"^1 tiles failed: .*c.zarr: tile 0"):
+        pipeline.convert(image, tmp_path / "c.zarr", workers=1)

@@ -208,6 +208,9 @@ class Crew:
     def heard(self) -> list[Worker]:
         """Actors whose oldest call has ended; some time may pass without any."""
         oldest = {worker.calls[0][0]: worker for worker in self.workers if worker.calls}
+        if not oldest:  # the last node is gone, and none has come yet
+            time.sleep(LOOK)
+            return []
         ended, _ = ray.wait(list(oldest), num_returns=1, timeout=LOOK)
         if ended:
             ended, _ = ray.wait(list(oldest), num_returns=len(oldest), timeout=0)

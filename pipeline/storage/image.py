@@ -72,6 +72,11 @@ class Image:
     # What it is
 
     @property
+    def source(self) -> Any:
+        """What it was opened from: an absolute path, a URL, or an array."""
+        return self._source_given
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """(c, y, x), or (c, z, y, x)."""
         c, z, y, x = self._source.shape

@@ -87,6 +87,13 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return isinstance(path, str) and "://" in path
 
 
+def array_path(array: Any) -> str | None:
+    """Where a zarr array lies among files; None for any other array."""
+    place = getattr(array, "store_path", None)
+    root = getattr(getattr(place, "store", None), "root", None)
+    return None if root is None or place is None else os.path.join(root, place.path)
+
+
 def local_path(path: str | os.PathLike[str]) -> str:
     """The path that a file:// URL means; all else as it is."""
     text = os.fspath(path)

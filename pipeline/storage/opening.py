@@ -104,11 +104,12 @@ def _open_path(path: Path, axes: str | None, level: int, channels: int | None, t
 
 
 def identity(source: Source) -> str:
-    """Hash of size, shape, dtype and 64 chunks that are drawn by number alone; of all pixels of an array.
+    """Hash of size, shape, axes, dtype and 64 chunks that are drawn by number alone; of all pixels of an array.
 
     Of a file in an object store, its ETag stands for the chunks.
     """
-    head = {"shape": source.shape, "dtype": source.dtype.str.lstrip("<>=|"), "bytes": source.size}
+    head = {"shape": source.shape, "axes": source.metadata.axes, "bytes": source.size}
+    head["dtype"] = source.dtype.str.lstrip("<>=|")
     digest = hashlib.sha256(json.dumps(head, sort_keys=True).encode())
     if isinstance(source, ArraySource) and source.size == 0:
         digest.update(source.content().encode())

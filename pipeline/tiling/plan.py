@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from pipeline.tiling.geometry import Interval, ReceptiveField
-from pipeline.tiling.grid import Grid, Layout, Tile
+from pipeline.tiling.grid import SHARD, Grid, Layout, Tile
 
 FORMAT = 3
 HALO_COST = 1.10
@@ -191,9 +191,12 @@ def choose_core(
 
 
 def _grid(size: tuple[int, int], side: int, receptive_field: ReceptiveField) -> Grid:
-    """The grid of square cores of at least `side`, no larger than the extended image."""
+    """The grid of square cores of at least `side`, no larger than the extended image where that is one shard."""
     extended = receptive_field.extended(*size)
-    rows, columns = (min(-(-side // a) * a, n) for a, n in zip(receptive_field.alignment, extended, strict=True))
+    core = [-(-side // a) * a for a in receptive_field.alignment]
+    rows, columns = (
+        min(c, n) if n * rate <= SHARD else c for c, n, rate in zip(core, extended, receptive_field.rate, strict=True)
+    )
     return Grid.build(size, (rows, columns), receptive_field)
 
 

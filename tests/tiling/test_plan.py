@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.tiling.geometry import Interval, ReceptiveField
@@ -155,10 +155,11 @@ def needs(grid: Grid) -> int:
 
 
 def grids_of(size: Pair, field: ReceptiveField, sides: tuple[int, ...]) -> dict[Pair, Grid]:
-    """By their cores: square, smallest first, no larger than the image."""
+    """By their cores: square, smallest first, no larger than the image where that is at most one shard."""
     grids = {}
     for side in sorted(sides):
-        rows, columns = (min(-(-side // a) * a, n) for a, n in zip(field.alignment, field.extended(*size), strict=True))
+        core = [-(-side // a) * a for a in field.alignment]
+        rows, columns = (c if n > 2048 else min(c, n) for c, n in zip(core, field.extended(*size), strict=True))
         grids[rows, columns] = Grid.build(size, (rows, columns), field)
     return grids
 
@@ -213,3 +214,22 @@ def test_bytes_of_all_levels_and_how_they_are_reduced(dtype: str, kind: str, siz
     layout = build_layout("yx", dtype, (1000, 600), (256, 256), whole=True)
     plan = replace(PLAN, kind=kind, layout=layout)
     assert plan.output_bytes == size * (1000 * 600 + 500 * 300) and plan.reduction == reduction
+
+
+@example((2503, 2503), 300, 1, Fraction(1))
+@settings(max_examples=60)
+@given(
+    st.tuples(st.integers(1, 20_000), st.integers(1, 20_000)),
+    st.integers(0, 400),
+    st.sampled_from([1, 3, 4, 14, 32]),
+    st.sampled_from([Fraction(1, 4), Fraction(1), Fraction(2)]),
+)
+def test_shards_of_a_core_that_was_chosen_are_at_most_2048_a_side(
+    size: Pair, reach: int, alignment: int, rate: Fraction
+):
+    """Also of sizes that have no divisors."""
+    alignment *= rate.denominator
+    field = ReceptiveField((reach, reach), (reach, reach), (alignment, alignment), (rate, rate))
+    grid = Grid.build(size, choose_core(size, field, lambda grid: 0, 1), field)
+    layout = build_layout("yx", "uint8", field.output_shape(*size), (grid.y.step, grid.x.step), whole=False)
+    assert all(n <= 2048 for shard in layout.shards for n in shard)
