@@ -14,7 +14,7 @@ from pipeline.stitching import preview
 from pipeline.storage.disk import OutputError
 from pipeline.storage.location import Location, local_path
 from pipeline.storage.output import Output
-from pipeline.tiling.geometry import Region
+from pipeline.tiling.geometry import Interval, Region
 from pipeline.tiling.plan import Plan
 
 THUMBNAILS = "preview"
@@ -96,6 +96,7 @@ def draw(output: Output, plan: Plan) -> None:
                    f"network {card.get('name', '')}"],
             classes=card.get("class_names") or (),
             eight_bit=plan.image["dtype"] == "uint8",
+            extent=None if plan.field.surplus == (0, 0) else extent(plan),
         )  # fmt: skip
         content = io.BytesIO()
         mark = PngInfo()
@@ -103,6 +104,16 @@ def draw(output: Output, plan: Plan) -> None:
         page.save(content, "PNG", pnginfo=mark, **PNG)
         folder.write(picture_name, [content.getvalue()])
     location.remove(THUMBNAILS)
+
+
+def extent(plan: Plan) -> Region:
+    """The pixels of the image in whose middle a result lies that is smaller than it, by valid convolutions."""
+    shape = plan.field.output_shape(*plan.size)
+    y, x = (
+        Interval(round(offset + 0.5 - 1 / (2 * rate)), round(offset + 0.5 - 1 / (2 * rate) + n / rate))
+        for offset, rate, n in zip(plan.field.offset, plan.field.rate, shape, strict=True)
+    )
+    return Region(y, x)
 
 
 def _small_mask(output: Output, plan: Plan) -> np.ndarray:

@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 import pipeline
+from pipeline import previewing
 from pipeline.api import TilesFailed
+from pipeline.tiling.geometry import Region
 from tests.zoo import integer_weights_
 
 
@@ -44,6 +46,14 @@ def test_blend_is_the_same_for_any_tile(tmp_path: Path) -> None:
         for t in (48, 96)
     )
     np.testing.assert_allclose(a.array[:], b.array[:], atol=1e-5)
+
+
+def test_a_preview_has_a_smaller_result_where_it_lies_in_the_image() -> None:
+    image = np.zeros((1, 60, 90), np.uint8)
+    valid = pipeline.plan(image, nn.Conv2d(1, 2, (11, 7)).eval())
+    assert previewing.extent(valid) == Region.of(5, 55, 3, 87)
+    halved = pipeline.plan(image, nn.Sequential(nn.Conv2d(1, 2, 4, stride=2, padding=0)).eval())
+    assert previewing.extent(halved) == Region.of(1, 59, 1, 89)
 
 
 def test_nothing_of_the_callers_torch_changes(tmp_path: Path) -> None:

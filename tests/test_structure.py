@@ -44,6 +44,7 @@ ARROWS = {
         "runs",
         "analysis",
         "planning",
+        "previewing",
         "describing",
         "ledgers",
         "running",

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tiling.geometry import Region
-
 RGB = tuple[int, int, int]
 Pixels = NDArray[np.uint8]
 """Colours (h, w, 3)."""
@@ -113,15 +111,3 @@ def draw_lines(panel: Pixels, lines: tuple[Sequence[int], Sequence[int]], scale:
         place = (np.array([p for p in at if p < n], np.intp), slice(None))
         index = place if axis == 0 else place[::-1]
         panel[index] = np.round(panel[index] * 0.45 + colour * 0.55).astype(np.uint8)
-
-
-def draw_box(panel: Pixels, region: Region, scale: tuple[float, float]) -> None:
-    """The outline of a region, two pixels wide."""
-    height, width = panel.shape[:2]
-    y0, y1 = (min(height - 1, round(v * scale[0])) for v in (region.y.start, region.y.stop))
-    x0, x1 = (min(width - 1, round(v * scale[1])) for v in (region.x.start, region.x.stop))
-    for grow, colour in ((0, (255, 196, 0)), (1, (0, 0, 0))):
-        top, bottom, left, right = max(0, y0 - grow), min(height - 1, y1 + grow), max(0, x0 - grow), x1 + grow
-        right = min(width - 1, right)
-        panel[[top, bottom], left : right + 1] = colour
-        panel[top : bottom + 1, [left, right]] = colour

@@ -1,9 +1,8 @@
-"""The picture of a result: the image, the same with mask and tiles drawn in, and a detail at full resolution."""
+"""The picture of a result: the image, and the same with mask and tiles drawn in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from pipeline.stitching.drawing import (
     RGB,
     Pixels,
     contrast,
-    draw_box,
     draw_lines,
     faded,
     overlay,
@@ -26,8 +24,6 @@ from pipeline.tiling.geometry import Interval, Region
 
 SIDE = 768
 """Largest side of the image in the preview."""
-DETAIL = 192
-"""Side of the detail, in pixels of the image."""
 SMALL, THIN = 640, 12
 """An image is enlarged to about the first, and no side is drawn thinner than the second."""
 MARGIN, GAP, FONT = 20, 16, 17
@@ -63,25 +59,6 @@ def thumbnail(
     return positions[0], positions[1], np.asarray(pixels, np.float32)
 
 
-@dataclass(frozen=True)
-class Detail:
-    """A part of the image at full resolution: pixels (c, h, w), classes (h, w), and where it lies in the image."""
-
-    pixels: NDArray[Any]
-    mask: NDArray[Any]
-    region: Region
-
-
-def detail_region(size: tuple[int, int], lines: tuple[Sequence[int], Sequence[int]], side: int = DETAIL) -> Region:
-    """Where to look closely: around the tile junction nearest to the middle, the middle itself if there is none."""
-    axes = []
-    for n, edges in zip(size, lines, strict=True):
-        middle = min(edges, key=lambda edge: abs(2 * edge - n), default=n // 2)
-        start = max(0, min(middle - side // 2, n - side))
-        axes.append(Interval(start, min(start + side, n)))
-    return Region(axes[0], axes[1])
-
-
 def compose(
     image: NDArray[Any],
     mask: NDArray[Any] | None,
@@ -93,12 +70,11 @@ def compose(
     classes: Sequence[str] = (),
     eight_bit: bool = False,
     extent: Region | None = None,
-    detail: Detail | None = None,
 ) -> Image.Image:
     """The picture of an image (c, h, w) and the class of each pixel (h', w'), both in any resolution.
 
-    size: of the whole image, in the pixels in which lines (edges of tiles on each axis), extent (what the mask
-    covers; None is all) and detail are given. eight_bit: values 0..255 are shown as they are.
+    size: of the whole image, in the pixels in which lines (edges of tiles on each axis) and extent (what the mask
+    covers; None is all) are given. eight_bit: values 0..255 are shown as they are.
     """
     colours = palette(max(2, len(classes), 0 if mask is None or not mask.size else int(mask.max()) + 1))
     limits = contrast(image, eight_bit)
@@ -111,11 +87,6 @@ def compose(
         panels[1] = overlay(resize(faded(small), shown), _placed(mask, extent, size, shown), colours)
     draw_lines(panels[1], lines, scale)
     captions = ["image", "result and tiles" if any(map(len, lines)) else "result"]
-    if detail is not None:
-        draw_box(panels[0], detail.region, scale)
-        draw_box(panels[1], detail.region, scale)
-        panels.append(_detail(detail, limits, colours, lines, shown))
-        captions.append("detail at full resolution")
     legend = [(name, colours[k]) for k, name in enumerate(classes) if k]
     return _page(panels, captions, title, facts, legend)
 
@@ -138,25 +109,6 @@ def _placed(mask: NDArray[Any], extent: Region | None, size: tuple[int, int], sh
     if rows.size and columns.size:
         placed[rows.slice, columns.slice] = resize(mask, (rows.size, columns.size))
     return placed
-
-
-def _detail(
-    detail: Detail,
-    limits: NDArray[np.float64],
-    colours: Sequence[RGB],
-    lines: tuple[Sequence[int], Sequence[int]],
-    shown: tuple[int, int],
-) -> Pixels:
-    """The third panel: enlarged to the largest side of the others, with the edges of tiles in it."""
-    height, width = detail.region.shape
-    times = max(1.0, max(shown) / max(height, width, 1))
-    to = max(THIN, round(height * times)), max(THIN, round(width * times))
-    plain = resize(to_rgb(detail.pixels, limits), to)
-    panel = overlay(plain, resize(detail.mask, to), colours, thickness=max(1, round(times / 2)))
-    axes = detail.region.y, detail.region.x
-    inside = [[e - i.start for e in edges if i.start < e < i.stop] for edges, i in zip(lines, axes, strict=True)]
-    draw_lines(panel, (inside[0], inside[1]), (to[0] / height, to[1] / width))
-    return panel
 
 
 def _page(

@@ -17,6 +17,13 @@ NAMES = {
     "easting": "X", "time": "T", "frame": "T",
 }  # fmt: skip
 """Names of dimensions in Zarr arrays and their letters; a single letter stands for itself."""
+UNITS = {
+    "µm": "micrometer", "μm": "micrometer", "um": "micrometer", "micron": "micrometer", "microns": "micrometer",
+    "\\u00b5m": "micrometer", "nm": "nanometer", "mm": "millimeter", "cm": "centimeter", "m": "meter", "metre": "meter",
+    "metres": "meter", "km": "kilometer", "pm": "picometer", "å": "angstrom", "in": "inch", "inch": "inch",
+    "ft": "foot",
+}  # fmt: skip
+"""Other spellings of the units of length that OME-Zarr names."""
 UNNAMED = {2: "YX", 3: "CYX", 4: "CZYX"}
 """Axes of an array that has no names."""
 

@@ -6,27 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.storage.axes import UNITS
 from pipeline.tiling.grid import Layout
 
 RGB = tuple[int, int, int]
-
-UNITS = {
-    "m": "meter",
-    "metre": "meter",
-    "metres": "meter",
-    "cm": "centimeter",
-    "mm": "millimeter",
-    "um": "micrometer",
-    "µm": "micrometer",
-    "μm": "micrometer",
-    "micron": "micrometer",
-    "microns": "micrometer",
-    "nm": "nanometer",
-    "å": "angstrom",
-    "in": "inch",
-    "ft": "foot",
-}
-"""Other spellings of the units that OME-Zarr names."""
 
 
 @dataclass(frozen=True)

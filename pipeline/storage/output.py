@@ -117,12 +117,6 @@ class Output:
         """Names of the region's shards whose bytes are not those that their records say. Reads them all."""
         return [key for key, record in self._keys(level, region, records) if self._record(key) != record]
 
-    def update_attributes(self, **changes: Any) -> None:
-        """Set some of our attributes, at once or not at all. Only the driver of a run may call it."""
-        group = _read_group(self.location)
-        group["attributes"][KEY] = self.attributes = {**self.attributes, **changes}
-        self.location.write("zarr.json", [_json(group)])
-
     def restore(self) -> None:
         """Make good what a kill may have left undone: metadata of the arrays, and half-written files to remove."""
         levels = [str(level) for level in range(len(self.layout.shapes))]

@@ -7,14 +7,9 @@ import re
 from typing import Any
 from xml.etree import ElementTree
 
+from pipeline.storage.axes import UNITS
 from pipeline.storage.source import Metadata
 
-UNITS = {
-    "µm": "micrometer", "μm": "micrometer", "um": "micrometer", "micron": "micrometer", "microns": "micrometer",
-    "\\u00b5m": "micrometer", "nm": "nanometer", "mm": "millimeter", "cm": "centimeter", "m": "meter", "metre": "meter",
-    "pm": "picometer", "å": "angstrom", "in": "inch", "inch": "inch", "ft": "foot", "km": "kilometer",
-}  # fmt: skip
-"""Other spellings of the units of length that OME-Zarr names."""
 PRINT_DPI = 600
 """Resolutions in dots per inch up to this are for printers, and say nothing of a specimen."""
 LINEAR = {9001: ("meter", 1.0), 9002: ("foot", 1.0), 9003: ("foot", 1.0)}

@@ -7,8 +7,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from pipeline.stitching.drawing import contrast, draw_box, draw_lines, overlay, palette, resize, to_rgb
-from pipeline.tiling.geometry import Region
+from pipeline.stitching.drawing import contrast, draw_lines, overlay, palette, resize, to_rgb
 
 GREEN = palette(2)[1]
 
@@ -85,12 +84,3 @@ def test_edges_that_would_cover_the_picture_are_left_out() -> None:
     draw_lines(panel, (range(10, 500, 10), [0, 500, 1000]), (0.1, 0.1))
     changed = (panel != 100).any(axis=2)
     assert changed[:, 50].all() and changed.sum() == 50
-
-
-@pytest.mark.parametrize(
-    "region", [Region.of(0, 500, 0, 1000), Region.of(490, 500, 0, 10), Region.of(100, 200, 100, 200)]
-)
-def test_a_box_stays_within_the_picture(region: Region) -> None:
-    panel = grey(50, 100)
-    draw_box(panel, region, (0.1, 0.1))
-    assert (panel != 100).any() and panel.shape == (50, 100, 3)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.stitching.drawing import palette
-from pipeline.stitching.preview import SIDE, Detail, compose, detail_region, factor, thumbnail
+from pipeline.stitching.preview import SIDE, compose, factor, thumbnail
 from pipeline.tiling.geometry import Region
 
 
@@ -50,12 +50,6 @@ def test_the_factor_is_the_least_that_fits(shape: tuple[int, int]) -> None:
     assert by == 1 or -(-max(shape) // (by - 1)) > SIDE
 
 
-def test_the_detail_shows_the_junction_nearest_to_the_middle() -> None:
-    assert detail_region((1000, 1000), ([256, 512, 768], [700]), side=200) == Region.of(412, 612, 600, 800)
-    assert detail_region((1000, 100), ((), ()), side=200) == Region.of(400, 600, 0, 100)
-    assert detail_region((1000, 1000), ([950], [10]), side=200) == Region.of(800, 1000, 0, 200)
-
-
 def count(page: np.ndarray, colour: tuple[int, int, int]) -> int:
     return int((page == np.array(colour)).all(axis=2).sum())
 
@@ -94,8 +88,6 @@ def test_any_shape_gives_a_picture(shape: tuple[int, int], channels: int) -> Non
     mask = np.random.default_rng(0).integers(0, 21, shape).astype(np.uint16)
     size = shape[0] * 8, shape[1] * 8
     lines = range(512, size[0], 512), range(512, size[1], 512)
-    region = detail_region(size, lines)
-    detail = Detail(np.ones((channels, *region.shape), np.float32), np.ones(region.shape, np.uint16), region)
     classes = [f"a class with a long name {n}" for n in range(21)]
     page = compose(
         image,
@@ -105,7 +97,6 @@ def test_any_shape_gives_a_picture(shape: tuple[int, int], channels: int) -> Non
         title="x" * 400,
         facts=["many", "facts"] * 30,
         classes=classes,
-        detail=detail,
     )
     assert page.width < 3200 and page.height < 3200
 
