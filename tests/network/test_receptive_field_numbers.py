@@ -57,6 +57,8 @@ REFUSED: dict[str, tuple[Function, str]] = {
     "repeated channels": (lambda x: x.repeat(1, x.shape[3] // 32, 1, 1).sum(1, True), "repeat: .* channels"),
     "expanded": (lambda x: x[:, :1].expand(-1, x.shape[3], -1, -1).sum(1, True), "expand: .* channels"),
     "padded channels": (lambda x: F.pad(x, (0, 0, 0, 0, x.shape[3], 0)).sum(1, True), "constant_pad_nd: pads by"),
+    "scale, odd": (lambda x: F.interpolate(x, scale_factor=2.001, mode="bilinear"), "upsample_bilinear2d: resizes by"),
+    "scale, near 1": (lambda x: F.interpolate(x, scale_factor=1.001), "upsample_nearest2d: resizes by"),
 }  # fmt: skip
 
 
