@@ -38,10 +38,13 @@ class Analysis:
 
 
 def same_operations(first: Graph, second: Graph) -> str | None:
-    """None where both captures ran the same operations, else the first that differs."""
+    """None where both captures ran the same operations on the same results of others, else the first that differs."""
+    same: dict[int | None, int | None] = {first.input: second.input}
     for a, b in zip(first.nodes, second.nodes, strict=False):
-        if a.op is not b.op:
+        operands, others = (references((node.args, node.kwargs)) for node in (a, b))
+        if a.op is not b.op or [same.get(value) for value in operands] != others:
             return _label(a)
+        same.update(zip(a.outputs, b.outputs, strict=False))
     if len(first.nodes) != len(second.nodes):
         longer = max((first, second), key=lambda g: len(g.nodes))
         return _label(longer.nodes[min(len(first.nodes), len(second.nodes))])

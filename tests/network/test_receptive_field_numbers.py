@@ -10,10 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.network.receptive_field import receptive_field
+from pipeline.network.receptive_field import UnknownOperation, receptive_field
 from tests.zoo import chain, conv
 
 Function = Callable[[Tensor], Tensor]
+
+
+def second_of_two(x: Tensor) -> Tensor:
+    """The sum of two maps, the second of which depends on the image's width in which it is."""
+    one, two = x.relu(), x.relu() - 1
+    return one + two + (one if x.shape[3] > 100 else two)
 
 
 def written(x: Tensor) -> Tensor:
@@ -135,6 +141,19 @@ LOCAL: dict[str, Function] = {
 def test_what_is_arranged_by_its_size_stays_local(kind: str) -> None:
     field = receptive_field(chain(conv(2, 2), chain(LOCAL[kind])).eval(), 2)
     assert field.is_local, field.nonlocal_operations
+
+
+OTHERS: dict[str, Function] = {
+    "add": second_of_two,
+    "cat": lambda x: torch.cat([x] * (x.shape[3] // 32), 1)[:, :2],
+    "relu": lambda x: (x if x.shape[3] > 100 else x.relu()) * 2,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_runs_otherwise_at_another_size_is_refused(name: str) -> None:
+    with pytest.raises(UnknownOperation, match=r"^1\.0: (\w+): the network runs other operations on images"):
+        receptive_field(chain(conv(2, 2), chain(OTHERS[name])).eval(), 2)
 
 
 @torch.library.custom_op("number_tests::strange", mutates_args=())
