@@ -38,10 +38,13 @@ class Analysis:
 
 
 def same_operations(first: Graph, second: Graph) -> str | None:
-    """None where both captures ran the same operations, else the first that differs."""
+    """None where both captures ran the same operations on the same results of others, else the first that differs."""
+    same: dict[int | None, int | None] = {first.input: second.input}
     for a, b in zip(first.nodes, second.nodes, strict=False):
-        if a.op is not b.op:
+        operands, others = (references((node.args, node.kwargs)) for node in (a, b))
+        if a.op is not b.op or [same.get(value) for value in operands] != others:
             return _label(a)
+        same.update(zip(a.outputs, b.outputs, strict=False))
     if len(first.nodes) != len(second.nodes):
         longer = max((first, second), key=lambda g: len(g.nodes))
         return _label(longer.nodes[min(len(first.nodes), len(second.nodes))])
@@ -71,6 +74,8 @@ def analyse(first: Graph, second: Graph) -> Analysis:
                 values[value] = result
         if not _all_follow(results, seen) and first is not second:
             call.not_local("its size does not follow the image's size")
+        if not (call.reasons or analysis.not_local or analysis.unknown) and any(map(_varies, results)):
+            call.not_local("has another number of channels on images of another size")
         analysis.not_local += [f"{_label(nodes[0])}: {reason}" for reason in call.reasons]
     analysis.output, analysis.values = values[first.output], values
     analysis.everything = list(seen)
@@ -84,8 +89,10 @@ def _apply(node: Node, call: Call, values: dict[int, Tracked | None], analysis: 
         if rule is None:
             raise Unknown("the analysis does not know this operation")
         results: Outputs = rule(call)
+        call.compare_numbers()
         return [results] if isinstance(results, Tracked) else list(results)
     except Lost:
+        call.compare_numbers()
         return [None] * len(node.outputs)
     except NotLocal as reason:
         call.not_local(str(reason))
@@ -124,6 +131,12 @@ def _resized(rows: Rows, sizes: Sizes) -> Rows:
     ratios = {Fraction(a, b) for a, b in zip(sizes, rows.sizes, strict=True)}
     rate = rows.rate * ratios.pop() if rows.rate is not None and len(ratios) == 1 else None
     return Rows(rows.axis, sizes, rate=rate)
+
+
+def _varies(result: Tracked | None) -> bool:
+    """Whether something else than rows and columns changes its size with the image."""
+    sizes = [] if result is None else [f.sizes for dimension in result.layout for f in dimension if not f.axis]
+    return any(a != b for a, b in sizes)
 
 
 def _all_follow(results: list[Tracked | None], seen: set[Rows]) -> bool:

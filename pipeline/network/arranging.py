@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from pipeline.network.layouts import Dimension, NotLocal, Tracked, Unknown, broadcast, plain, reshape, size
-from pipeline.network.operations import Call, Outputs, rule
+from pipeline.network.operations import NUMBERS, Call, Outputs, rule
 from pipeline.network.relations import Pad, Window
 from pipeline.network.sliding import PADS, placed
 
@@ -62,10 +62,10 @@ def tile(call: Call) -> Outputs:
     image, shape = call.tracked("self"), call.shape()
     layout: list[Dimension] = [()] * (len(shape) - image.ndim) + list(image.layout)
     repeated = Tracked(tuple(layout), image.rows)
-    times = call.get("repeats")
-    if repeated.axes(d for d, n in enumerate(times) if n != 1):
+    times = list(zip(*call.pair("repeats"), strict=True))
+    if repeated.axes(d for d, n in enumerate(times) if n != (1, 1)):
         raise NotLocal("repeats the whole image")
-    return repeated.arranged([d if n == 1 else plain(s) for d, n, s in zip(layout, times, shape, strict=True)])
+    return repeated.arranged([d if n == (1, 1) else plain(s) for d, n, s in zip(layout, times, shape, strict=True)])
 
 
 @rule("diagonal", "tril", "triu", "as_strided", "as_strided_scatter", "diagonal_scatter", "rot90")
@@ -89,9 +89,11 @@ def cut(call: Call) -> Outputs:
     dim = call.get("dim") % image.ndim
     if image.sizes[dim] == shape[dim]:
         return image
-    if not image.axes([dim]):
-        return image.arranged([*image.layout[:dim], plain(shape[dim]), *image.layout[dim + 1 :]])
     start = _start(call, "start", image.sizes[dim])
+    if not image.axes([dim]):
+        if start[0] != start[1]:
+            call.not_local(NUMBERS)
+        return image.arranged([*image.layout[:dim], plain(shape[dim]), *image.layout[dim + 1 :]])
     if start[0] != start[1]:
         call.not_local(FAR_EDGE)
     elif shape[dim][0] == shape[dim][1] and image.sizes[dim][0] != image.sizes[dim][1]:
@@ -191,14 +193,17 @@ def write_slice(call: Call) -> Outputs:
     base = call.any_tensor(call.pair("self"))
     if source.sizes[dim] == shape[dim]:
         return source if call.is_tracked("src") else overwrite_all(call, base)
+    start = _start(call, "start", shape[dim])
     tracked = [t for t, name in ((base, "self"), (source, "src")) if call.is_tracked(name)]
     if not any(t.axes([dim]) for t in tracked):
+        if start[0] != start[1]:
+            call.not_local(NUMBERS)
         constants = [call.pair(n) for n in ("self", "src") if not call.is_tracked(n)]
         blank = [t.without([dim], keep=True) for t in tracked]
         result = call.combined(blank, constants)
         return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
     step = call.get("step") or 1
-    relation = placed(_start(call, "start", shape[dim]), step)
+    relation = placed(start, step)
     if (source.sizes[dim][1] - source.sizes[dim][0]) * step != shape[dim][1] - shape[dim][0]:
         raise NotLocal("writes to a fixed place of the image, or to a fixed part of it")
     parts = [source.moved({dim: relation}, shape)] if call.is_tracked("src") else []

@@ -7,12 +7,13 @@ where it fits (sliding, arranging, picking, mixing) under `@rule("name")`, and a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from pipeline.network.graph import Graph, Node, Ref
+from pipeline.network.graph import Graph, Node, Ref, leaves
 from pipeline.network.layouts import NotLocal, Sizes, Tracked, Unknown, axes_of, broadcast, plain
 
 Outputs = Tracked | Sequence[Tracked | None]
@@ -44,6 +45,13 @@ class Lost(Exception):
     """An argument comes from an operation after which rows and columns could not be followed."""
 
 
+SIZES = {"size", "shape", "output_size", "start", "end", "length", "pad", "padding", "repeats", "normalized_shape",
+         "N", "HxW"}  # fmt: skip
+"""Arguments that say how large something is or where it lies: rules judge them, most by the shapes that result."""
+
+NUMBERS = "is told a number that depends on the image's size"
+
+
 class Call:
     """One operation in two captures."""
 
@@ -60,6 +68,15 @@ class Call:
         """Notes that the operation sees the whole image; the rule goes on, so that all such operations are found."""
         if reason not in self.reasons:
             self.reasons.append(reason)
+
+    def compare_numbers(self) -> None:
+        """Finds numbers, and values of constants, that depend on the image's size, where the rule found nothing.
+
+        What lies over more rows in one capture than in the other is compared as far as both go.
+        """
+        first, second = self._bound
+        if not self.reasons and not all(_told_alike(name, value, second[name]) for name, value in first.items()):
+            self.not_local(NUMBERS)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The argument in the first capture."""
@@ -155,6 +172,28 @@ class Call:
         return result.arranged(layout, rows)
 
 
+def _told_alike(name: str, first: Any, second: Any) -> bool:
+    """Whether an argument is the same in both captures, but for tensors that depend on the image and for sizes."""
+    a, b = ([leaf for leaf in leaves(argument) if not isinstance(leaf, Ref)] for argument in (first, second))
+    if name in SIZES:
+        a, b = ([leaf for leaf in part if isinstance(leaf, torch.Tensor)] for part in (a, b))
+    return len(a) == len(b) and all(map(_alike, a, b))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two constants are equal as far as both go; numbers of Python may be rounded otherwise."""
+    if a is b:
+        return True
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor) or a.ndim != b.ndim:
+            return False
+        common = tuple(slice(min(sizes)) for sizes in zip(a.shape, b.shape, strict=True))
+        return _equal(a.detach()[common], b.detach()[common])
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, rel_tol=1e-9) or (a != a and b != b)
+    return bool(a == b)
+
+
 def _tensors(arguments: Any) -> Any:
     for argument in arguments:
         if isinstance(argument, (Ref, torch.Tensor)):
@@ -173,13 +212,14 @@ def _period(pair: tuple[torch.Tensor, torch.Tensor], dim: int) -> int | None:
     """
     first, second = (c.detach().movedim(dim, 0) for c in pair)
     for period in range(1, min(LONGEST_PERIOD, max(1, min(len(first), len(second)) // 4)) + 1):
-        if all(_equal(c[:-period], c[period:]) for c in (first, second)) and _equal(first[:period], second[:period]):
+        if all(_equal(c[:-period], c[period:]) for c in (first, second)):
             return period
     return None
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape[1:] != b.shape[1:] or bool(((a == b) | ((a != a) & (b != b))).all())
+    """Whether two tensors of one shape are, and NaN where the other is."""
+    return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _position_table(sizes: Sizes) -> str:

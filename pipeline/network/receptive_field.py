@@ -33,6 +33,7 @@ FIXED = (224, 256, 96, 128, 192, 384, 512)
 COARSE = 64
 """Captures of networks that fill their input up to a multiple of something are made at multiples of this, too."""
 LARGEST_ALIGNMENT = 4096
+OTHERS = ": the network runs other operations on images of another size"
 
 
 class UnknownOperation(ValueError):
@@ -64,6 +65,7 @@ def receptive_field(
     if analysis.unknown and (reach is None or analysis.output is None):
         raise UnknownOperation(f"{'; '.join(analysis.unknown)}; --reach N declares the receptive field by hand")
     alignment = _confirmed(module, channels, found)
+    _does_so_when_small(module, channels, found, alignment)
     if analysis.unknown and reach is not None:
         return _declared(analysis, alignment, reach)
     if any(n % math.lcm(*alignment) for n in found.sizes):
@@ -135,6 +137,23 @@ def _confirmed(module: nn.Module, channels: int, found: Found) -> tuple[int, int
     return (step, step) if step % a == 0 and step % b == 0 else (a, b)
 
 
+def _does_so_when_small(module: nn.Module, channels: int, found: Found, alignment: tuple[int, int]) -> None:
+    """Compares with an image of the least size that is recorded, where the captures are of larger ones.
+
+    Raises:
+        UnknownOperation: the network runs other operations on it.
+    """
+    y, x = (max(2, math.ceil(2 * UNITS[0] / n)) * n for n in alignment)
+    if y >= found.analysis.image["y"].sizes[0]:
+        return
+    try:
+        small = capture(module, (channels, y, x), dtype_of(module))
+    except CaptureError:
+        return
+    if differs := same_operations(found.first, small):
+        raise UnknownOperation(differs + OTHERS)
+
+
 def captures(
     module: nn.Module, channels: int, shape: tuple[int, int] | None = None, unit: int | None = None
 ) -> tuple[Graph, Graph]:
@@ -159,7 +178,7 @@ def captures(
         if differs is None:
             return first, second
     if differs is not None:
-        raise UnknownOperation(f"{differs}: the network runs other operations on images of another size")
+        raise UnknownOperation(differs + OTHERS)
     for size in ([shape] if shape else []) + [(n, n) for n in FIXED]:
         try:
             graph = capture(module, (channels, *size), dtype)

@@ -149,7 +149,7 @@ def resize(call: Call) -> Outputs:
     relations: dict[int, Relation] = {}
     for dim, factor in zip(last(image, count), scales, strict=True):
         given, wanted = image.sizes[dim], shape[dim]
-        if given == wanted or not image.axes([dim]):
+        if not image.axes([dim]) or (given == wanted and _near(Fraction(1), factor)):
             relations[dim] = SAME
         elif call.get("align_corners"):
             raise NotLocal("align_corners=True stretches the image by a ratio that depends on its size")
@@ -165,19 +165,24 @@ def _ratio(given: Sizes, wanted: Sizes, factor: float | None = None, part: bool 
         NotLocal: the ratio depends on the image's size.
     """
     ratios = {Fraction(a, b) for a, b in zip(given, wanted, strict=True)}
-    if len(ratios) == 1:
+    if len(ratios) == 1 and _near(1 / min(ratios), factor):
         return ratios.pop()
     if wanted[0] == wanted[1]:
         raise NotLocal(f"resizes to a fixed size ({wanted[0]})")
     if factor:
         near = Fraction(factor).limit_denominator(64)
-        if abs(near - Fraction(factor)) < Fraction(1, 10**6):
+        if _near(near, factor):
             return 1 / near
     if part:  # a capture at a multiple of the part shows whether it is one
         for times in range(2, 65):
             if all(a // times == b for a, b in zip(given, wanted, strict=True)):
                 return Fraction(times)
     raise NotLocal("resizes by a ratio that depends on the image's size")
+
+
+def _near(ratio: Fraction, factor: float | None) -> bool:
+    """Whether the ratio is the factor that the operation is told, if any: places are computed with that."""
+    return not factor or abs(ratio - Fraction(factor)) < Fraction(1, 10**6)
 
 
 @rule(
@@ -191,7 +196,7 @@ def pad(call: Call) -> Outputs:
     relations: dict[int, Relation] = {}
     for i in range(len(first) // 2):
         dim = image.ndim - 1 - i
-        if image.axes([dim]) and first[2 * i : 2 * i + 2] != second[2 * i : 2 * i + 2]:
+        if first[2 * i : 2 * i + 2] != second[2 * i : 2 * i + 2]:
             raise NotLocal(PADS)
         relations[dim] = Pad(first[2 * i], mode)
     return image.moved(relations, call.shape())

@@ -7,44 +7,19 @@ counted that are there at a time, which is the same on every machine; a GPU is f
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from pipeline.network.memory import Alive
 from pipeline.tiling.geometry import Region
 from pipeline.training.gradient import Read, batch_gradient
 from pipeline.training.passes import passes
 from pipeline.training.sampling import Cores, Sample
 from pipeline.training.statistics import Statistics
 from pipeline.training.task import Task
-
-
-class Live(TorchDispatchMode):
-    """Counts the bytes of what operations return, until nobody holds it any more; `peak` is the most at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.bytes = self.peak = 0
-        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        results = function(*args, **(kwargs or {}))
-        for result in tree_leaves(results):
-            if isinstance(result, torch.Tensor) and (storage := result.untyped_storage()) not in self.known:
-                self.known.add(storage)
-                self.bytes += storage.nbytes()
-                self.peak = max(self.peak, self.bytes)
-                weakref.finalize(storage, self._gone, storage.nbytes())
-        return results
-
-    def _gone(self, size: int) -> None:
-        self.bytes -= size
 
 
 def most_that_fit(used: Callable[[int], int], budget: float, most: int) -> tuple[int, int]:
@@ -97,9 +72,9 @@ def fit(task: Task, module: nn.Module, device: str, world: int) -> tuple[int, in
 def peak_of(run: Callable[[], None], device: str) -> int:
     """The most bytes of tensors that are there at a time while something runs."""
     if torch.device(device).type == "cpu":
-        with (live := Live()):
+        with (alive := Alive(reorders=False)):
             run()
-        return live.peak
+        return alive.peak
     torch.cuda.reset_peak_memory_stats(device)
     run()
     return torch.cuda.max_memory_allocated(device)

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline
+from pipeline.network.memory import Alive
 from pipeline.network.unet import UNet
 from pipeline.tiling.geometry import Region
 from pipeline.tiling.grid import Tile
-from pipeline.training.fitting import Live, most_that_fit, peak_of
+from pipeline.training.fitting import most_that_fit, peak_of
 from pipeline.training.gradient import accumulate
 from pipeline.training.loss import CrossEntropy
 from pipeline.training.sampling import Sample, Sampler, dealt
@@ -64,9 +65,9 @@ def test_what_is_counted_is_what_is_there_at_a_time() -> None:
         two.neg()
 
     assert peak_of(run, "cpu") == 2000
-    with Live() as live:
+    with Alive(reorders=False) as alive:
         run()
-    assert live.bytes == 0
+    assert alive.now == 0
 
 
 def told(run: Any) -> dict[str, Any]:

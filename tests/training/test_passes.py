@@ -11,7 +11,7 @@ from torch import nn
 
 import pipeline
 from pipeline.network.builtin import build
-from pipeline.training.fitting import Live
+from pipeline.network.memory import Alive
 from pipeline.training.passes import passes, stages
 from pipeline.training.statistics import Statistics
 from tests.training.drawn import gradient_of
@@ -58,9 +58,9 @@ def test_stages_that_are_computed_again_take_less_memory() -> None:
     peaks = []
     for recompute in (False, True):
         module = build("unet", {"base": 4, "depth": 3, "norm": "batch", "channels": 2}).train()
-        with Live() as live:
+        with Alive(reorders=False) as alive:
             backward(module, 128, recompute=recompute)
-        peaks.append(live.peak)
+        peaks.append(alive.peak)
     assert peaks[1] < 0.75 * peaks[0]
 
 
