@@ -11,7 +11,7 @@ import torch
 
 from pipeline.network.loading import choose_device, load_network
 from pipeline.reporting.examples import find_examples
-from pipeline.reporting.report import write_report
+from pipeline.reporting.report import REPORT, write_report
 from pipeline.reporting.sampling_map import sampling_maps
 from pipeline.storage.location import is_url
 from pipeline.tasks import task_of
@@ -48,7 +48,7 @@ def train_job(job: TrainJob, look: Callable[[dict[str, Any]], None]) -> Trained:
     settings = job.model_dump(mode="json")
     if folder.path.exists():  # said before anything is read
         folder.begin(settings)
-        if folder.finished:
+        if folder.finished and (folder.path / REPORT).is_file():
             return _trained(folder, job.steps)
     task = task_of(job)
     folder.begin(settings)
@@ -61,7 +61,7 @@ def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[st
     state = folder.latest()
     if state is not None and state["data"] != task.data:
         raise ValueError(f"run {job.run} was begun with other images or labels than there are now: give another run")
-    before = 0 if state is None else int(state["step"])
+    before = job.steps if folder.finished else 0 if state is None else int(state["step"])
     board = None
     if job.tensorboard:
         from pipeline.reporting.tensorboard import Board
@@ -77,10 +77,8 @@ def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[st
         for line in [line for line in lines if "batch" in line] + [line for line in lines if "loss" in line][-1:]:
             look(line)
 
-    if job.workers == 0:
-        _train_here(task, report)
-    else:
-        _train_on_ray(task, job.workers, report)
+    if not folder.finished:
+        _train(task, job.workers, report)
     report()  # what came last, a test among it
     task = replace(task, **passes_done(folder))
     best, worst = ([], []) if task.validation is None else find_examples(task.validation, load_network(job.run).module)
@@ -89,6 +87,14 @@ def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[st
         board.close()
     write_report(folder.path, best, worst, sampling_maps(task))
     return _trained(folder, before)
+
+
+def _train(task: Task, workers: int | tuple[int, int], report: Callable[[], None]) -> None:
+    """In this process, or on so many workers."""
+    if workers == 0:
+        _train_here(task, report)
+    else:
+        _train_on_ray(task, workers, report)
 
 
 def _train_here(task: Task, report: Callable[[], None]) -> None:

@@ -22,6 +22,7 @@ import torch
 import yaml
 
 JOB, LOG, CHECKPOINTS, CARD = "job.yaml", "metrics.jsonl", "checkpoints", "network.json"
+PARTIAL_JOB = f"{JOB}.partial"
 FREE = ("run", "workers", "checkpoint_every", "checkpoint_activations", "tensorboard", "memory")
 """Keys that do not change what a run results in, and so may differ when it goes on."""
 KEPT = 2
@@ -41,12 +42,17 @@ class RunFolder:
 
         Raises ValueError, which names the key, where it was begun with other settings, and for another folder.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
-            (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-            _replace(self.path / JOB, yaml.safe_dump(settings, sort_keys=False).encode())
-            return
-        if not (self.path / JOB).is_file():
+        if (self.path / JOB).is_file():
+            self._check(settings)
+        elif self.path.exists() and any(path.name != PARTIAL_JOB for path in self.path.rglob("*") if not path.is_dir()):
             raise ValueError(f"run {self.path}: there is something else already: give another folder")
+        else:  # nothing, or what a beginning leaves that was killed
+            self.path.mkdir(parents=True, exist_ok=True)
+            _replace(self.path / JOB, yaml.safe_dump(settings, sort_keys=False).encode())
+        (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        """Raises ValueError, which names the key, where the folder was begun with other settings."""
         stored, asked = (_flat(job) for job in (yaml.safe_load((self.path / JOB).read_text()), settings))
         for key in (*asked, *stored):
             was, now = (
