@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from pipeline.engines.machine import usable_cpus
 from pipeline.network.loading import choose_device, load_network
 from pipeline.reporting.examples import find_examples
 from pipeline.reporting.report import REPORT, write_report
@@ -112,7 +112,7 @@ def _train_on_ray(task: Task, workers: int | tuple[int, int], report: Callable[[
     from pipeline.training.on_ray import train_on_ray
 
     least, most = workers if isinstance(workers, tuple) else (workers, workers)
-    with connected(None, min(most, max(least, len(os.sched_getaffinity(0)))), 0):
+    with connected(None, min(most, max(least, usable_cpus())), 0):
         import ray
 
         gpus = ray.cluster_resources().get("GPU", 0) >= least
