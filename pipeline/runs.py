@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,11 +14,12 @@ from pipeline.network.loading import choose_device, load_network
 from pipeline.reporting.examples import find_examples
 from pipeline.reporting.report import REPORT, write_report
 from pipeline.reporting.sampling_map import sampling_maps
+from pipeline.reporting.tracking import Tracking, require
 from pipeline.storage.location import is_url
 from pipeline.tasks import task_of
 from pipeline.training.group import Group
 from pipeline.training.loop import train
-from pipeline.training.run_folder import BEGINNING, RunFolder
+from pipeline.training.run_folder import BEGINNING, CARD, RunFolder, flat
 from pipeline.training.task import Task
 from pipeline.trainjob import TrainJob
 
@@ -46,6 +48,8 @@ def train_job(job: TrainJob, look: Callable[[dict[str, Any]], None]) -> Trained:
         raise ValueError(f"run {job.run}: give a folder that every worker sees, not a URL")
     folder = RunFolder(job.run)
     settings = job.model_dump(mode="json")
+    if job.mlflow:
+        require()
     if folder.path.exists():  # said before anything is read
         folder.begin(settings)
         if folder.finished and (folder.path / REPORT).is_file():
@@ -62,30 +66,39 @@ def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[st
     if state is not None and state["data"] != task.data:
         raise ValueError(f"run {job.run} was begun with other images or labels than there are now: give another run")
     before = job.steps if folder.finished else 0 if state is None else int(state["step"])
-    board = None
-    if job.tensorboard:
-        from pipeline.reporting.tensorboard import Board
+    with ExitStack() as stack:
+        board = tracking = None
+        if job.tensorboard:
+            from pipeline.reporting.tensorboard import Board
 
-        board = Board(folder.path)
-    shown = BEGINNING
+            board = Board(folder.path)
+        if job.mlflow:
+            settings = flat(job.model_dump(mode="json", exclude={"mlflow"}))
+            tracking = stack.enter_context(Tracking(folder.path, job.mlflow, settings))
+        shown = BEGINNING
 
-    def report() -> None:
-        nonlocal shown
-        lines, shown = folder.lines_from(shown)
+        def report() -> None:
+            nonlocal shown
+            lines, shown = folder.lines_from(shown)
+            if board is not None:
+                board.add(lines)
+            if tracking is not None:
+                tracking.add(lines)
+            for line in [line for line in lines if "batch" in line] + [line for line in lines if "loss" in line][-1:]:
+                look(line)
+
+        if not folder.finished:
+            _train(task, job.workers, report)
+        report()  # what came last, a test among it
+        task = replace(task, **passes_done(folder))
+        held = task.validation
+        best, worst = ([], []) if held is None else find_examples(held, load_network(job.run).module)
         if board is not None:
-            board.add(lines)
-        for line in [line for line in lines if "batch" in line] + [line for line in lines if "loss" in line][-1:]:
-            look(line)
-
-    if not folder.finished:
-        _train(task, job.workers, report)
-    report()  # what came last, a test among it
-    task = replace(task, **passes_done(folder))
-    best, worst = ([], []) if task.validation is None else find_examples(task.validation, load_network(job.run).module)
-    if board is not None:
-        board.show({"best": best, "worst": worst}, job.steps)
-        board.close()
-    write_report(folder.path, best, worst, sampling_maps(task))
+            board.show({"best": best, "worst": worst}, job.steps)
+            board.close()
+        written = write_report(folder.path, best, worst, sampling_maps(task))
+        if tracking is not None:
+            tracking.keep([written, folder.path / CARD])
     return _trained(folder, before)
 
 

@@ -23,7 +23,7 @@ import yaml
 
 JOB, LOG, CHECKPOINTS, CARD = "job.yaml", "metrics.jsonl", "checkpoints", "network.json"
 PARTIAL_JOB = f"{JOB}.partial"
-FREE = ("run", "workers", "checkpoint_every", "checkpoint_activations", "tensorboard", "memory")
+FREE = ("run", "workers", "checkpoint_every", "checkpoint_activations", "tensorboard", "mlflow", "memory")
 """Keys that do not change what a run results in, and so may differ when it goes on."""
 KEPT = 2
 Place = tuple[int, int]
@@ -53,7 +53,7 @@ class RunFolder:
 
     def _check(self, settings: dict[str, Any]) -> None:
         """Raises ValueError, which names the key, where the folder was begun with other settings."""
-        stored, asked = (_flat(job) for job in (yaml.safe_load((self.path / JOB).read_text()), settings))
+        stored, asked = (flat(job) for job in (yaml.safe_load((self.path / JOB).read_text()), settings))
         for key in (*asked, *stored):
             was, now = (
                 None if job.get(key) is False else job.get(key) for job in (stored, asked)
@@ -154,11 +154,11 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def _flat(settings: Any, name: str = "") -> dict[str, Any]:
+def flat(settings: Any, name: str = "") -> dict[str, Any]:
     """{"a.b.0": value} of what is nested."""
     inner = settings.items() if isinstance(settings, dict) else enumerate(settings)
     found: dict[str, Any] = {}
     for key, value in inner:
         full = f"{name}.{key}" if name else str(key)
-        found |= _flat(value, full) if isinstance(value, dict | list) else {full: value}
+        found |= flat(value, full) if isinstance(value, dict | list) else {full: value}
     return found
