@@ -19,9 +19,15 @@ log = logging.getLogger("pipeline")
 
 FOLDER, RUN_ID = "mlflow", "mlflow.txt"
 """In the folder of a run: where MLflow keeps it if no other place is given, and its name there."""
-SETTINGS = {"ALLOW_FILE_STORE": "true", "DISABLE_TELEMETRY": "true", "HTTP_REQUEST_MAX_RETRIES": "3"}
+SETTINGS = {
+    "ALLOW_FILE_STORE": "true",
+    "DISABLE_TELEMETRY": "true",
+    "HTTP_REQUEST_MAX_RETRIES": "3",
+    "SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 """Of MLflow, where the environment does not say otherwise: it writes files if asked to, tells nobody else of what is
-done, and gives up an address where nobody answers after some seconds, not minutes."""
+done, gives up an address where nobody answers after some seconds, not minutes, and leaves the command's output alone.
+"""
 EVERY = 5.0
 """Seconds between two times that numbers are sent."""
 MOST_PARAMETERS, MOST_NUMBERS = 100, 1000
