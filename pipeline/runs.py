@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from pipeline.engines.machine import usable_cpus
 from pipeline.network.loading import choose_device, load_network
 from pipeline.reporting.examples import find_examples
-from pipeline.reporting.report import write_report
+from pipeline.reporting.report import REPORT, write_report
 from pipeline.reporting.sampling_map import sampling_maps
+from pipeline.reporting.tracking import Tracking, require
 from pipeline.storage.location import is_url
 from pipeline.tasks import task_of
 from pipeline.training.group import Group
 from pipeline.training.loop import train
-from pipeline.training.run_folder import BEGINNING, RunFolder
+from pipeline.training.run_folder import BEGINNING, CARD, RunFolder, flat
 from pipeline.training.task import Task
 from pipeline.trainjob import TrainJob
 
@@ -46,9 +48,11 @@ def train_job(job: TrainJob, look: Callable[[dict[str, Any]], None]) -> Trained:
         raise ValueError(f"run {job.run}: give a folder that every worker sees, not a URL")
     folder = RunFolder(job.run)
     settings = job.model_dump(mode="json")
+    if job.mlflow:
+        require()
     if folder.path.exists():  # said before anything is read
         folder.begin(settings)
-        if folder.finished:
+        if folder.finished and (folder.path / REPORT).is_file():
             return _trained(folder, job.steps)
     task = task_of(job)
     folder.begin(settings)
@@ -61,34 +65,49 @@ def _go_on(job: TrainJob, task: Task, folder: RunFolder, look: Callable[[dict[st
     state = folder.latest()
     if state is not None and state["data"] != task.data:
         raise ValueError(f"run {job.run} was begun with other images or labels than there are now: give another run")
-    before = 0 if state is None else int(state["step"])
-    board = None
-    if job.tensorboard:
-        from pipeline.reporting.tensorboard import Board
+    before = job.steps if folder.finished else 0 if state is None else int(state["step"])
+    with ExitStack() as stack:
+        board = tracking = None
+        if job.tensorboard:
+            from pipeline.reporting.tensorboard import Board
 
-        board = Board(folder.path)
-    shown = BEGINNING
+            board = Board(folder.path)
+        if job.mlflow:
+            settings = flat(job.model_dump(mode="json", exclude={"mlflow"}))
+            tracking = stack.enter_context(Tracking(folder.path, job.mlflow, settings))
+        shown = BEGINNING
 
-    def report() -> None:
-        nonlocal shown
-        lines, shown = folder.lines_from(shown)
+        def report() -> None:
+            nonlocal shown
+            lines, shown = folder.lines_from(shown)
+            if board is not None:
+                board.add(lines)
+            if tracking is not None:
+                tracking.add(lines)
+            for line in [line for line in lines if "batch" in line] + [line for line in lines if "loss" in line][-1:]:
+                look(line)
+
+        if not folder.finished:
+            _train(task, job.workers, report)
+        report()  # what came last, a test among it
+        task = replace(task, **passes_done(folder))
+        held = task.validation
+        best, worst = ([], []) if held is None else find_examples(held, load_network(job.run).module)
         if board is not None:
-            board.add(lines)
-        for line in [line for line in lines if "batch" in line] + [line for line in lines if "loss" in line][-1:]:
-            look(line)
+            board.show({"best": best, "worst": worst}, job.steps)
+            board.close()
+        written = write_report(folder.path, best, worst, sampling_maps(task))
+        if tracking is not None:
+            tracking.keep([written, folder.path / CARD])
+    return _trained(folder, before)
 
-    if job.workers == 0:
+
+def _train(task: Task, workers: int | tuple[int, int], report: Callable[[], None]) -> None:
+    """In this process, or on so many workers."""
+    if workers == 0:
         _train_here(task, report)
     else:
-        _train_on_ray(task, job.workers, report)
-    report()  # what came last, a test among it
-    task = replace(task, **passes_done(folder))
-    best, worst = ([], []) if task.validation is None else find_examples(task.validation, load_network(job.run).module)
-    if board is not None:
-        board.show({"best": best, "worst": worst}, job.steps)
-        board.close()
-    write_report(folder.path, best, worst, sampling_maps(task))
-    return _trained(folder, before)
+        _train_on_ray(task, workers, report)
 
 
 def _train_here(task: Task, report: Callable[[], None]) -> None:
@@ -106,7 +125,7 @@ def _train_on_ray(task: Task, workers: int | tuple[int, int], report: Callable[[
     from pipeline.training.on_ray import train_on_ray
 
     least, most = workers if isinstance(workers, tuple) else (workers, workers)
-    with connected(None, min(most, max(least, len(os.sched_getaffinity(0)))), 0):
+    with connected(None, min(most, max(least, usable_cpus())), 0):
         import ray
 
         gpus = ray.cluster_resources().get("GPU", 0) >= least

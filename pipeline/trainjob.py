@@ -217,6 +217,8 @@ class TrainJob(Settings):
     the whole image's gradient."""
     tensorboard: bool = False
     """The log, and pictures in the end, in the folder `tensorboard` of the run too."""
+    mlflow: bool | str = False
+    """The log, the job and in the end the report at that tracking URI too; true: see `pipeline.reporting.tracking`."""
     steps: Count = 2000
     workers: Annotated[int, Field(ge=0)] | tuple[Count, Count] = 2
     """0: in this process; (least, most): as many as there is room for, also when some are lost or nodes are added."""
@@ -241,6 +243,13 @@ class TrainJob(Settings):
         if together is not None and info.data.get("batch") == "auto":
             raise ValueError("batch: auto finds how many go through the network together: give one of the two")
         return together
+
+    @field_validator("mlflow")
+    @classmethod
+    def _is_uri(cls, mlflow: bool | str) -> bool | str:
+        if isinstance(mlflow, str) and "://" not in mlflow:
+            raise ValueError("give true, or a tracking URI such as http://host:5000 or file:///folder")
+        return mlflow
 
     @field_validator("workers", mode="before")
     @classmethod

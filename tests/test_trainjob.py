@@ -144,6 +144,7 @@ def test_validation_may_be_a_list_like_train() -> None:
         ),
         ("augment.stain=1", "option augment.stain=1: input should be less than 1"),
         ("augment.elastic=-1", "option augment.elastic=-1: input should be greater than or equal to 0"),
+        ("mlflow=here", "option mlflow=here: give true, or a tracking URI such as http://host:5000 or file:///folder"),
         ("freeze_norm=-1", "option freeze_norm=-1: input should be"),
         ("stepps=1", "unknown option 'stepps'; did you mean 'steps'?"),
     ],

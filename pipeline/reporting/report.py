@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -68,7 +69,9 @@ def write_report(
         f"<title>{escape(str(card.get('name', run.name)))}: training report</title><style>{STYLE}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
-    (run / name).write_text(page, encoding="utf-8")
+    partial = run / f"{name}.partial"
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, run / name)
     return run / name
 
 

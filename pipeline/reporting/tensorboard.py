@@ -13,6 +13,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 from pipeline.reporting.examples import Example
+from pipeline.reporting.scalars import Scalars
 
 FOLDER = "tensorboard"
 
@@ -23,20 +24,12 @@ class Board:
     def __init__(self, run: Path) -> None:
         shutil.rmtree(run / FOLDER, ignore_errors=True)
         self.writer = SummaryWriter(str(run / FOLDER))
-        self.steps = self.validations = 0
+        self.scalars = Scalars()
 
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Lines of metrics.jsonl; those of a step that was done again, after a worker's death, are passed over."""
-        for line in lines:
-            step = line["step"]
-            if "loss" in line and step > self.steps:
-                self.steps = step
-                self._scalars(step, {f"training/{key}": line.get(key) for key in ("loss", "lr", "seconds")})
-            if "validation" in line and step > self.validations:
-                self.validations = step
-                self._scores("validation", step, line["validation"])
-            if "test" in line:
-                self._scores("test", step, line["test"])
+        """Lines of metrics.jsonl."""
+        for name, value, step in self.scalars.new(lines):
+            self.writer.add_scalar(name, value, step)
         self.writer.flush()
 
     def show(self, examples: Mapping[str, Sequence[Example]], step: int) -> None:
@@ -48,12 +41,3 @@ class Board:
 
     def close(self) -> None:
         self.writer.close()
-
-    def _scores(self, part: str, step: int, scores: Mapping[str, Any]) -> None:
-        by_class = {f"{part}/iou/{number}": score for number, score in enumerate(scores["iou"])}
-        self._scalars(step, {f"{part}/mean_iou": scores["mean_iou"], **by_class})
-
-    def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
-        for name, value in values.items():
-            if value is not None:
-                self.writer.add_scalar(name, value, step)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Group:
@@ -38,3 +41,18 @@ class Group:
         if self.world > 1:
             dist.all_gather_object(values, value)
         return values
+
+    def each(self, make: Callable[[], T]) -> T:
+        """What `make` returns on this worker.
+
+        Raises ValueError, on all workers, where it raised one on any: none is left waiting for one that has ended.
+        """
+        problem = None
+        try:
+            made = make()
+        except ValueError as error:
+            problem = error
+        problems = [said for said in self.gather(None if problem is None else str(problem)) if said is not None]
+        if problems:
+            raise ValueError(problems[0]) from problem
+        return made

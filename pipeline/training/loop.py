@@ -49,7 +49,7 @@ def train(
     torch.set_num_threads(1)
     folder, first = RunFolder(task.folder), group.rank == 0
     with folder.held() if first else nullcontext():
-        state = group.share((folder.latest() or begin(task)) if first else None)
+        state = group.share(group.each(lambda: (folder.latest() or begin(task)) if first else None))
         if first:
             folder.rewind(state["step"])
         task = decided(task, state, folder, group)
@@ -138,20 +138,19 @@ def decided(task: Task, state: State, folder: RunFolder, group: Group) -> Task:
         return task
     found = state.get("passes")
     if found is None:
-        if group.rank == 0:
-            try:
-                module = network(task, state["module"], group.device)
-                if task.freeze_norm == 0:
-                    frozen(module)
-                together, used = fit(task, module, group.device, group.world)
-                found = {"batch": together * group.world, "together": together}
-                folder.log(step=0, **found, megabytes=round(used / 1e6))
-            except ValueError as error:
-                found = str(error)
-        found = group.share(found)
-        if isinstance(found, str):
-            raise ValueError(found)
+        found = group.share(group.each(lambda: tried(task, state, folder, group) if group.rank == 0 else None))
     return replace(task, **found)
+
+
+def tried(task: Task, state: State, folder: RunFolder, group: Group) -> dict[str, int]:
+    """What fits the memory here, in numbers, which the log says. Raises ValueError where not even one sample does."""
+    module = network(task, state["module"], group.device)
+    if task.freeze_norm == 0:
+        frozen(module)
+    together, used = fit(task, module, group.device, group.world)
+    found = {"batch": together * group.world, "together": together}
+    folder.log(step=0, **found, megabytes=round(used / 1e6))
+    return found
 
 
 def network(task: Task, weights: Mapping[str, Any], device: str) -> nn.Module:
@@ -211,8 +210,11 @@ def validate(
 
 
 def scores(held: Validation, module: nn.Module, group: Group) -> Metrics:
-    """Of held-out images, of which each worker predicts a share."""
-    matrix = torch.from_numpy(held.confusion(module, group.rank, group.world))
+    """Of held-out images, of which each worker predicts a share.
+
+    Raises ValueError, on all workers, where one meets an image or a label that cannot be read.
+    """
+    matrix = torch.from_numpy(group.each(lambda: held.confusion(module, group.rank, group.world)))
     group.add(matrix)
     return metrics(matrix.sum(dim=0).numpy())
 

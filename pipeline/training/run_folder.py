@@ -22,7 +22,8 @@ import torch
 import yaml
 
 JOB, LOG, CHECKPOINTS, CARD = "job.yaml", "metrics.jsonl", "checkpoints", "network.json"
-FREE = ("run", "workers", "checkpoint_every", "checkpoint_activations", "tensorboard", "memory")
+PARTIAL_JOB = f"{JOB}.partial"
+FREE = ("run", "workers", "checkpoint_every", "checkpoint_activations", "tensorboard", "mlflow", "memory")
 """Keys that do not change what a run results in, and so may differ when it goes on."""
 KEPT = 2
 Place = tuple[int, int]
@@ -41,13 +42,18 @@ class RunFolder:
 
         Raises ValueError, which names the key, where it was begun with other settings, and for another folder.
         """
-        if not self.path.exists() or not any(self.path.iterdir()):
-            (self.path / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-            _replace(self.path / JOB, yaml.safe_dump(settings, sort_keys=False).encode())
-            return
-        if not (self.path / JOB).is_file():
+        if (self.path / JOB).is_file():
+            self._check(settings)
+        elif self.path.exists() and any(path.name != PARTIAL_JOB for path in self.path.rglob("*") if not path.is_dir()):
             raise ValueError(f"run {self.path}: there is something else already: give another folder")
-        stored, asked = (_flat(job) for job in (yaml.safe_load((self.path / JOB).read_text()), settings))
+        else:  # nothing, or what a beginning leaves that was killed
+            self.path.mkdir(parents=True, exist_ok=True)
+            _replace(self.path / JOB, yaml.safe_dump(settings, sort_keys=False).encode())
+        (self.path / CHECKPOINTS).mkdir(exist_ok=True)
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        """Raises ValueError, which names the key, where the folder was begun with other settings."""
+        stored, asked = (flat(job) for job in (yaml.safe_load((self.path / JOB).read_text()), settings))
         for key in (*asked, *stored):
             was, now = (
                 None if job.get(key) is False else job.get(key) for job in (stored, asked)
@@ -148,11 +154,11 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def _flat(settings: Any, name: str = "") -> dict[str, Any]:
+def flat(settings: Any, name: str = "") -> dict[str, Any]:
     """{"a.b.0": value} of what is nested."""
     inner = settings.items() if isinstance(settings, dict) else enumerate(settings)
     found: dict[str, Any] = {}
     for key, value in inner:
         full = f"{name}.{key}" if name else str(key)
-        found |= _flat(value, full) if isinstance(value, dict | list) else {full: value}
+        found |= flat(value, full) if isinstance(value, dict | list) else {full: value}
     return found

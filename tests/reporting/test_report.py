@@ -97,6 +97,16 @@ def test_a_run_without_validation_or_any_step(tmp_path: Path) -> None:
     assert page.count("<svg") == 1 and "last loss 0.5" in page
 
 
+def test_a_report_takes_the_place_of_an_old_one_at_once(tmp_path: Path) -> None:
+    """Whoever has the old one open reads it to its end, and a kill leaves one of the two."""
+    path = write_report(tmp_path)
+    with path.open() as old:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+        assert "last loss 0.5" in write_report(tmp_path).read_text()
+        assert "No step was recorded" in old.read()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.jsonl", "report.html"]
+
+
 def test_what_a_killed_run_left_is_read(tmp_path: Path) -> None:
     lines = ['{"step": 1, "loss": 3}', '{"step": 2, "loss": 2}', '{"step": 2, "loss": 1}', '{"step": 3, "lo']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))

@@ -107,6 +107,13 @@ def test_a_label_that_is_no_class_ends_a_run_on_workers_with_its_line(cluster: A
         pipeline.train(job(tmp_path, workers=9, run=str(tmp_path / "other")))
 
 
+def test_where_the_system_knows_no_affinity(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    with pytest.raises(ValueError, match=r"^workers=9: the cluster holds 2 of one CPU each$"):
+        pipeline.train(job(tmp_path, workers=9))
+
+
 RARE = [pytest.param(what, marks=pytest.mark.nightly) for what in ("driver", "node")]
 
 

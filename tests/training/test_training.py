@@ -387,6 +387,44 @@ def test_a_second_command_for_the_same_run_is_refused(tmp_path: Path) -> None:
     assert pipeline.train(made).resumed == 3
 
 
+@pytest.mark.parametrize("left", ["", "checkpoints/", "job.yaml.partial", "job.yaml"])
+def test_a_beginning_that_was_killed_is_made_good(tmp_path: Path, left: str) -> None:
+    """Whatever of the folder is there; but nothing that may be somebody's is written over."""
+    settings = validated(TrainJob, job(tmp_path)).model_dump(mode="json")
+    whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    whole.begin(settings)
+    run.path.mkdir()
+    if left.endswith("/"):
+        (run.path / left).mkdir()
+    elif left:
+        (run.path / left).write_bytes((whole.path / "job.yaml").read_bytes()[: 100 if "partial" in left else None])
+    run.begin(settings)
+    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "job.yaml"]
+    assert (run.path / "job.yaml").read_bytes() == (whole.path / "job.yaml").read_bytes()
+    other = RunFolder(tmp_path / "other")
+    (other.path / "checkpoints").mkdir(parents=True)
+    (other.path / "checkpoints" / "00000006.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match="there is something else already"):
+        other.begin(settings)
+
+
+def test_a_report_that_a_kill_left_out_is_written_by_the_same_command(tmp_path: Path) -> None:
+    """And nothing is trained or tested again, though the checkpoints are gone too."""
+    data = {**job(tmp_path)["data"], "validation": {"fraction": 0.3}, "test": {"fraction": 0.3}}
+    asked = job(tmp_path, data=data, tensorboard=True)
+    whole = pipeline.train(asked)
+    run = Path(whole.path)
+    kept = {name: (run / name).stat().st_mtime_ns for name in ("network.json", "weights.safetensors", "metrics.jsonl")}
+    report = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    for file in (run / "checkpoints").glob("*.pt"):
+        file.unlink()
+    again = pipeline.train(asked)
+    assert again.metrics == whole.metrics and again.resumed == 6
+    assert (run / "report.html").read_text() == report
+    assert {name: (run / name).stat().st_mtime_ns for name in kept} == kept
+
+
 def test_the_log_is_read_as_it_grows(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert folder.lines_from(BEGINNING) == ([], BEGINNING)
