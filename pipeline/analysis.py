@@ -14,7 +14,7 @@ from torch import nn
 from pipeline.config import Options
 from pipeline.network.graph import blank
 from pipeline.network.loading import Network, choose_device
-from pipeline.network.memory import forward_bytes
+from pipeline.network.memory import forward_bytes, give_back
 from pipeline.network.prepare import copied_module
 from pipeline.network.program import CannotStream, Program
 from pipeline.network.receptive_field import Found, followed, receptive_field
@@ -75,6 +75,7 @@ class Analysis:
         """Rows of a band by the read's columns, where they were measured."""
         self.program, self.folded, self.whole = self._program(found)
         """How the network runs in bands of rows, whether folded; or None, and why reads run whole."""
+        give_back()
 
     def _field(self, module: nn.Module, found: Found) -> ReceptiveField:
         if self.options.reach is not None and not found.analysis.unknown:

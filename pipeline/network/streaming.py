@@ -28,6 +28,9 @@ from pipeline.network.receptive_field import Found
 from pipeline.network.steps import Span, Step
 from pipeline.tiling.geometry import Interval
 
+PIECE = 1 << 22
+"""Bytes that a step makes at a time before they are put where they are held."""
+
 
 class Progress:
     """How far one step has come, and what it needs for what is next; of a read of a given size."""
@@ -69,6 +72,8 @@ class Stream:
         for progress in self.progress:
             for number in progress.step.inputs:
                 self.readers[number].append(progress)
+        self.row = {n: flow.row_items * self.columns[n] * flow.dtype.itemsize for n, flow in program.flows.items()}
+        """Bytes of a row of each flow."""
         self.arena = Arena()
         self.held = {number: self.holder(number) for number in program.flows}
 
@@ -157,9 +162,12 @@ class Stream:
         return [self.held[n].rows(given) for n in step.inputs], span
 
     def pieces(self, step: Step, made: Interval) -> Iterator[Interval]:
-        """The rows in pieces for which those of the inputs lie together, where the step does not care."""
+        """The rows in pieces for which those of the inputs lie together, where the step does not care; else in equal
+        ones of not too many bytes, as what it makes is put to its place from memory of its own."""
         if step.writing is None:
-            yield made
+            count = -(-made.size * self.row[step.output] // PIECE)
+            most = -(-made.size // count)
+            yield from (made.clip(start, start + most) for start in range(made.start, made.stop, most))
             return
         ends = sorted({end for n in step.inputs for end in self.held[n].ends if made.start < end < made.stop})
         for start, stop in pairwise([made.start, *ends, made.stop]):
@@ -171,22 +179,26 @@ class Count(Stream):
 
     def __init__(self, program: Program, height: int, width: int) -> None:
         super().__init__(program, height, width)
-        self.row = {n: flow.row_items * self.columns[n] * flow.dtype.itemsize for n, flow in program.flows.items()}
         self.beside = 0
 
     def make(self, progress: Progress, made: Interval) -> None:
+        step = progress.step
+        if self.roomed(step):
+            self.held[step.output].room(made.size)
+            for rows in self.pieces(step, made):
+                self.count(progress, rows, result=rows.size * self.row[step.output] * (step.writing is None))
+            return
+        for output in step.outputs:
+            if output is not None:
+                self.held[output].append(made.size, None)
+        self.count(progress, made)
+
+    def count(self, progress: Progress, made: Interval, result: int = 0) -> None:
+        """What is there beside the arena while these rows are made; `result`: bytes that are not held as they come."""
         step, given = progress.step, progress.given(made)
         together = step.writing is not None or all(self.held[n].together(given) for n in step.inputs)
         operands = sum(given.size * self.row[n] for n in step.inputs)
-        result = sum(made.size * self.row[n] for n in step.outputs if n is not None)
-        beside = operands * (not together) + operands * step.pads
-        if self.roomed(step):
-            self.held[step.output].room(made.size)
-            beside += result * (step.writing is None)
-        else:
-            for output in step.outputs:
-                if output is not None:
-                    self.held[output].append(made.size, None)
+        beside = operands * (not together) + operands * step.pads + result
         held = sum(held.stored * self.row[n] for n, held in self.held.items())
         self.beside = max(self.beside, held + beside)
 
