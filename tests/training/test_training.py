@@ -335,8 +335,8 @@ def test_both_passes_of_dice_see_the_same_views_and_keep_the_same_outputs(tmp_pa
     network = {"architecture": "unet", "base": 4, "depth": 1, "norm": "batch", "classes": 2}
     augment = {"flip": True, "rotate": True, "contrast": 0.3, "noise": 9}
     sampling = {"kind": "tiles", "core": 32, "loss_keep": 0.5}
-    given = {"loss": "dice", "network": network, "augment": augment, "sampling": sampling, "precision": "float64"}
-    task = task_of(validated(TrainJob, job(tmp_path, **given)))
+    given = {"loss": "dice", "network": network, "augment": augment, "sampling": sampling, "together": 1}
+    task = task_of(validated(TrainJob, job(tmp_path, precision="float64", **given)))
     module, plain = (network_of(task, begin(task)["module"], "cpu") for _ in range(2))
     sampler = task.sampler()
     sums = gradient(task, module, sampler, task.reader(), Statistics(module), 1, Group())
