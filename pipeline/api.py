@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,12 +158,18 @@ def extend(array: np.ndarray, net: Any = None) -> np.ndarray:
     return extend_to(array, field.extended(array.shape[-2], array.shape[-1]))
 
 
-def seconds(plan: Plan, net: Any = None, **given: Any) -> float:
-    """Seconds that the network alone will take on the tiles of a plan, from a piece that is run here and now."""
+def forecasts(images: Sequence[Any], net: Any = None, **given: Any) -> Iterator[tuple[Plan, float]]:
+    """The plan of each image, and about how many seconds the network alone takes on its tiles.
+
+    The network is analysed once, and its speed measured once: on a piece that is run here and now.
+    """
     asked = options(**given)
     analysis = Analysis(_network(net, asked), asked)
-    pixels = plan.read_amplification * plan.size[0] * plan.size[1] * plan.planes
-    return analysis.seconds_per_pixel() * pixels / (asked.workers or default_workers(plan.memory))
+    for image in images:
+        with _refer(image, analysis.channels, asked).open() as opened:
+            plan = planning.plan_image(opened, analysis, asked)
+        pixels = plan.read_amplification * plan.size[0] * plan.size[1] * plan.planes
+        yield plan, analysis.seconds_per_pixel * pixels / (asked.workers or default_workers(plan.memory))
 
 
 def _network(net: Any, asked: Options) -> Network:
