@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -147,6 +148,7 @@ class Analysis:
         band = self.field.extended(PROBE_BAND, 1)[0]
         return deviation(program, self.network.module, self.channels, size, band)
 
+    @cached_property
     def seconds_per_pixel(self) -> float:
         """How long the network alone takes on one thread, from a piece that is run here and now."""
         rows, columns = (max(a, PIECE // a * a) for a in self.field.alignment)

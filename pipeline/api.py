@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +17,19 @@ from pipeline.analysis import Analysis, cache_bytes
 from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
 from pipeline.jobfile import load_job, validated
-from pipeline.ledgers import FOLDER, Held, forget_ledger, hold, open_ledger, read_ledger
+from pipeline.ledgers import FOLDER, forget_ledger, hold, open_ledger, read_ledger
 from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
-from pipeline.running import Place, Progress, Run, default_workers, drive
-from pipeline.storage.image import Image, open_image
+from pipeline.running import Place, Progress, default_workers, drive
 from pipeline.storage.location import Location, array_path, is_url, local_path, location_of, name_of
 from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
 from pipeline.storage.reading import extend_to
+from pipeline.storage.reference import Reference, refer
 from pipeline.storage.remote import matching
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
 from pipeline.trainjob import TrainJob
+from pipeline.turns import Result, Run, Turns
 from pipeline.worker import Job
 
 if TYPE_CHECKING:
@@ -36,29 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "Result", "TilesFailed", "convert", "export", "extend", "plan", "predict", "predict_lazy",
            "receptive_field", "train", "verify"]  # fmt: skip
-
-
-@dataclass
-class Result:
-    """A finished output, or an unfinished one with the failures that are in its way."""
-
-    path: str
-    plan: Plan
-    resumed: int = 0
-    """Units that an earlier run had done."""
-    failures: list[str] = field(default_factory=list)
-
-    @property
-    def array(self) -> Any:
-        """The finest level, a zarr array."""
-        return open_output(self.path).arrays[0]
-
-    @property
-    def dask(self) -> Any:
-        """The finest level, a dask array whose chunks are the shards."""
-        import dask.array as da
-
-        return da.from_array(self.array, chunks=self.plan.layout.shards[0])
 
 
 class TilesFailed(RuntimeError):
@@ -84,31 +62,20 @@ def predict(
         raise ValueError("say where the prediction goes: output='big.zarr'")
     analysis = Analysis(_network(net, asked), asked, "nuclei" if net is None else net)
     if not isinstance(image, list | tuple):
-        run = _begin(image, os.fspath(output), analysis, asked)
-        results = _work([run], analysis, asked, report, own_process)
-    else:
-        runs, lost = _begin_all(list(image), os.fspath(output), analysis, asked)
-        results = _work(runs, analysis, asked, report, own_process) if runs else []
-        if lost:
-            raise TilesFailed(f"{len(lost)} of {len(image)} images failed: " + "; ".join(lost), results)
-    _complete(results)
-    return results if isinstance(image, list | tuple) else results[0]
+        return _only(_work([image], [os.fspath(output)], analysis, asked, report, own_process))
+    outputs = _outputs(image, os.fspath(output))
+    turns = _work(image, outputs, analysis, asked, report, own_process)
+    named = [image if isinstance(image, str | os.PathLike) else name_of(output)
+             for image, output in zip(image, outputs, strict=True)]  # fmt: skip
+    return _all(turns, named)
 
 
 def plan(image: Any, net: Any = None, output: str | os.PathLike[str] = "", **given: Any) -> Plan:
     """See `pipeline.plan`."""
     asked = options(**given)
     analysis = Analysis(_network(net, asked), asked)
-    with _open(image, analysis.channels, asked) as opened:
+    with _refer(image, analysis.channels, asked).open() as opened:
         return planning.plan_image(opened, analysis, asked)
-
-
-def _complete(results: list[Result]) -> list[Result]:
-    """The results themselves. Raises TilesFailed where they are not complete."""
-    failed = [f"{r.path}: {f}" for r in results for f in r.failures]
-    if failed:
-        raise TilesFailed(f"{len(failed)} tiles failed: " + "; ".join(failed), results)
-    return results
 
 
 LAZY = {"tile", "memory", "precision", "device", "reach", "channels", "scale", "mean", "std", "key"}
@@ -132,8 +99,7 @@ def convert(
     asked = options(**given)
     if not os.fspath(output):
         raise ValueError("say where the copy goes: output='big.ome.zarr'")
-    run = _begin(image, os.fspath(output), None, asked)
-    return _complete(_work([run], None, asked, report, False))[0]
+    return _only(_work([image], [os.fspath(output)], None, asked, report, False))
 
 
 def verify(output: str | os.PathLike[str], image: Any = None, net: Any = None) -> Report:
@@ -144,16 +110,16 @@ def verify(output: str | os.PathLike[str], image: Any = None, net: Any = None) -
     for name, value in (("image", image), ("network", net)):
         if value is None and source.get(name) is None and (name == "image" or plan.network is not None):
             raise ValueError(f"{output} was made from a {name} that has no path: give it to verify")
-    opened = open_image(image if image is not None else source["image"], **source["open"])
-    if opened.identity() != plan.image["identity"]:
-        raise ValueError(f"{output} was made from another image than this one")
-    network = None
-    if plan.network is not None:
-        network = load_network(net if net is not None else source["network"], **source["load"])
-        if network.identity != plan.network["identity"]:
-            raise ValueError(f"{output} was made with another network than {network.name}")
-    with read_ledger(target.location) as ledger:
-        return check_output(target, plan, ledger, opened, network)
+    with refer(image if image is not None else source["image"], **source["open"]).open() as opened:
+        if opened.identity() != plan.image["identity"]:
+            raise ValueError(f"{output} was made from another image than this one")
+        network = None
+        if plan.network is not None:
+            network = load_network(net if net is not None else source["network"], **source["load"])
+            if network.identity != plan.network["identity"]:
+                raise ValueError(f"{output} was made with another network than {network.name}")
+        with read_ledger(target.location) as ledger:
+            return check_output(target, plan, ledger, opened, network)
 
 
 def train(job: Any, *, look: Callable[[dict[str, Any]], None] = lambda line: None) -> Trained:
@@ -192,62 +158,73 @@ def extend(array: np.ndarray, net: Any = None) -> np.ndarray:
     return extend_to(array, field.extended(array.shape[-2], array.shape[-1]))
 
 
-def seconds(plan: Plan, net: Any = None, **given: Any) -> float:
-    """Seconds that the network alone will take on the tiles of a plan, from a piece that is run here and now."""
+def forecasts(images: Sequence[Any], net: Any = None, **given: Any) -> Iterator[tuple[Plan, float]]:
+    """The plan of each image, and about how many seconds the network alone takes on its tiles.
+
+    The network is analysed once, and its speed measured once: on a piece that is run here and now.
+    """
     asked = options(**given)
     analysis = Analysis(_network(net, asked), asked)
-    pixels = plan.read_amplification * plan.size[0] * plan.size[1] * plan.planes
-    return analysis.seconds_per_pixel() * pixels / (asked.workers or default_workers(plan.memory, plan.device))
+    for image in images:
+        with _refer(image, analysis.channels, asked).open() as opened:
+            plan = planning.plan_image(opened, analysis, asked)
+        pixels = plan.read_amplification * plan.size[0] * plan.size[1] * plan.planes
+        yield plan, analysis.seconds_per_pixel * pixels / (asked.workers or default_workers(plan.memory, plan.device))
 
 
 def _network(net: Any, asked: Options) -> Network:
     return load_network(net, output=asked.key, scale=asked.scale, mean=asked.mean, std=asked.std)
 
 
-def _open(image: Any, channels: int | None, asked: Options) -> Image:
-    return open_image(image, axes=asked.axes, level=asked.level or 0, channels=channels)
+def _refer(image: Any, channels: int | None, asked: Options) -> Reference:
+    return refer(image, axes=asked.axes, level=asked.level or 0, channels=channels, cache_bytes=cache_bytes(asked))
 
 
-def _begin(image: Any, output: str, analysis: Analysis | None, asked: Options) -> Run:
-    """Open the image; make its output, or find what an earlier run left of it.
+def _begin(
+    image: Any, reference: Reference, output: str, analysis: Analysis | None, asked: Options, elsewhere: bool
+) -> Run:
+    """Open the image; make its output, or find what an earlier run left of it; close the image.
 
     All that can be refused is refused before anything is made or removed; from then on the lock is held.
     """
-    opened = _open(image, analysis.channels if analysis else None, asked)
-    opened.cache_bytes = cache_bytes(asked)
     location = location_of(output)
-    _spare(opened.source, location)
-    location.check_parent()
-    ours = is_ours(output)
-    if analysis is not None:
-        previewing.check_spared(opened.source, location, ours=ours)
-    plan = None if ours and not asked.overwrite else planning.plan_any(opened, analysis, asked)
-    if plan is not None and not is_ours(output):  # asked again: planning takes a while, another run may have begun
-        check_free(output, plan.layout)
-    lock = hold(location)
-    try:
-        if is_ours(output):
-            if not asked.overwrite:
-                return _resume(location, opened, analysis, asked, lock)
-            forget_ledger(location, lock)
-            remove_contents(output, keep=(FOLDER,))
-        plan = plan or planning.plan_any(opened, analysis, asked)
-        target = create(output, plan.layout, attributes=describing.attributes(plan, image, opened, analysis, asked),
-                        **describing.placing(plan, opened, analysis), among_others=ours)  # fmt: skip
-        return Run(opened, target, plan, open_ledger(location, plan.fingerprint, plan.units, lock), lock)
-    except BaseException:
-        lock.release()
-        raise
-
-
-def _resume(location: Location, opened: Image, analysis: Analysis | None, asked: Options, lock: Held) -> Run:
-    """The run that goes on with what is there."""
-    target = open_output(str(location))
-    stored = Plan.from_json(target.attributes["plan"])
-    planning.check_stored(stored, opened, analysis, asked, str(location))
-    target.restore()
-    run = Run(opened, target, stored, open_ledger(location, stored.fingerprint, stored.units, lock), lock)
-    run.check()
+    with reference.open() as opened:
+        _spare(opened.given[0], location)
+        location.check_parent()
+        ours = is_ours(output)
+        if analysis is not None:
+            previewing.check_spared(opened.given[0], location, ours=ours)
+        plan = None if ours and not asked.overwrite else planning.plan_any(opened, analysis, asked)
+        if plan is not None and not is_ours(output):  # asked again: planning takes a while, another run may have begun
+            check_free(output, plan.layout)
+        lock = hold(location)
+        try:
+            there = is_ours(output)
+            if resumes := there and not asked.overwrite:
+                target = open_output(output)
+                plan = Plan.from_json(target.attributes["plan"])
+                planning.check_stored(plan, opened, analysis, asked, output)
+                target.restore()
+            else:
+                if there:
+                    forget_ledger(location, lock)
+                    remove_contents(output, keep=(FOLDER,))
+                plan = plan or planning.plan_any(opened, analysis, asked)
+                about = describing.attributes(plan, image, opened, analysis, asked)
+                placing = describing.placing(plan, opened, analysis)
+                target = create(output, plan.layout, attributes=about, **placing, among_others=ours)
+            run = Run(target, plan, open_ledger(location, plan.fingerprint, plan.units, lock), lock)
+        except BaseException:
+            lock.release()
+            raise
+        try:
+            if resumes:
+                run.check()
+            if not run.settled:
+                run.copy = reference.share(opened, elsewhere=elsewhere)
+        except BaseException:
+            run.close()
+            raise
     return run
 
 
@@ -263,53 +240,83 @@ def _spare(image: Any, output: Location) -> None:
         raise ValueError(f"the image {image} lies in the output {output}: give another name with -o")
 
 
-def _begin_all(images: list[Any], folder: str, analysis: Analysis, asked: Options) -> tuple[list[Run], list[str]]:
-    """A run for each image that opens, and a line for each that does not."""
+def _outputs(images: Sequence[Any], folder: str) -> list[str]:
+    """Where the output of each image goes: into the folder, which is made, under a name of its own."""
     within = location_of(folder)
     within.check_parent("outputs")
     if is_ours(folder):
         raise ValueError(f"{folder} is an output, but several images need a folder: give another name")
     within.make()
-    runs, lost, taken = [], [], set[str]()
+    taken: dict[str, None] = {}
     for number, image in enumerate(images):
         name = name_of(image) if isinstance(image, str | os.PathLike) else f"image-{number}"
         while name in taken:
             name += f"-{number}"
-        taken.add(name)
-        try:
-            runs.append(_begin(image, str(within.within(f"{name}.zarr")), analysis, asked))
-        except (ValueError, FileNotFoundError) as error:
-            lost.append(f"{image if isinstance(image, str | os.PathLike) else name}: {error}")
-    return runs, lost
+        taken[name] = None
+    return [str(within.within(f"{name}.zarr")) for name in taken]
 
 
 def _work(
-    runs: Sequence[Run],
+    images: Sequence[Any],
+    outputs: Sequence[str],
     analysis: Analysis | None,
     asked: Options,
     report: Callable[[Progress], None] | None,
     own_process: bool,
-) -> list[Result]:
-    """Do what is missing; the results, with failures in them. Nothing of the caller's torch is changed."""
-    threads = torch.get_num_threads()
+) -> Turns:
+    """Do what is missing of the images' outputs; what came of each. Nothing of the caller's torch is changed."""
+    address = asked.scheduler if asked.engine == "dask" else asked.address
+    place = Place(asked.engine, asked.workers, own_process, asked.worker_cpus, asked.worker_gpus, address)
+    channels = analysis.channels if analysis else None
+    references: dict[int, Reference] = {}
+    for number, image in enumerate(images):
+        with suppress(ValueError):  # which is raised again when its turn comes
+            references[number] = _refer(image, channels, asked)
+
+    def begin(number: int) -> Run:
+        reference = references.get(number) or _refer(images[number], channels, asked)
+        return _begin(images[number], reference, outputs[number], analysis, asked, place.elsewhere)
+
+    job = Job(
+        references,
+        [location_of(output).everywhere() for output in outputs],
+        analysis.network if analysis else None,
+        analysis.device if analysis else "cpu",
+        analysis.program if analysis else None,
+        analysis.folded if analysis else False,
+    )
+    turns, threads = Turns(len(images), begin), torch.get_num_threads()
     try:
-        if not all(run.settled for run in runs):
-            job = Job(
-                [run.image for run in runs],
-                [run.output.location.everywhere() for run in runs],
-                analysis.network if analysis else None,
-                analysis.device if analysis else "cpu",
-                analysis.program if analysis else None,
-                analysis.folded if analysis else False,
-            )
-            address = asked.scheduler if asked.engine == "dask" else asked.address
-            place = Place(asked.engine, asked.workers, own_process, asked.worker_cpus, asked.worker_gpus, address)
-            drive(job, runs, place, report=report)
-        return [Result(r.output.path, r.plan, r.resumed, r.failures) for r in runs]
+        turns.look_ahead()
+        if turns.open:
+            drive(job, turns, place, report=report)
     finally:
         torch.set_num_threads(threads)
-        for run in runs:
-            run.close()
+        turns.close()
+    return turns
+
+
+def _only(turns: Turns) -> Result:
+    """What came of the only image. Raises why it could not be begun, or TilesFailed."""
+    for error in turns.lost.values():
+        raise error
+    return _all(turns, [])[0]
+
+
+def _all(turns: Turns, names: Sequence[Any]) -> list[Result]:
+    """What came of the images, in their order. Raises TilesFailed that names those that could not be begun, and why."""
+    results = [result for _, result in sorted(turns.results.items())]
+    lost = [f"{names[number]}: {_reason(error)}" for number, error in turns.lost.items()]
+    failed = [f"{result.path}: {failure}" for result in results for failure in result.failures]
+    said = [f"{len(lost)} of {len(names)} images failed: " + "; ".join(lost)] if lost else []
+    said += [f"{len(failed)} tiles failed: " + "; ".join(failed)] if failed else []
+    if said:
+        raise TilesFailed("; ".join(said), results)
+    return results
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def default_output(image: str) -> str:

@@ -6,6 +6,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Callable
 from typing import Any
 
+from pipeline import Plan
 from pipeline.commands import Parser, predict, run
 
 
@@ -66,8 +67,8 @@ def main() -> int:
     images = api.expand(given.pop("images"))
     output, net, verify = given.pop("output", None), given.pop("network", None), given.pop("verify", False)
     if given.pop("dry_run", False):
-        for image in images:
-            print(describe(image, net, given))
+        for image, (plan, seconds) in zip(images, api.forecasts(images, net, **given), strict=True):
+            print(describe(image, plan, seconds))
         return 0
     if len(images) > 1 and output is None:
         raise ValueError(f"{len(images)} images need a folder for their outputs: -o FOLDER")
@@ -76,11 +77,8 @@ def main() -> int:
     return predict(images, target, net, folder=folder, verify=verify, given=given)
 
 
-def describe(image: str, net: Any, given: dict[str, Any]) -> str:
+def describe(image: str, plan: Plan, seconds: float) -> str:
     """What a run would do, for --dry-run."""
-    from pipeline import api
-
-    plan = api.plan(image, net, **given)
     f = plan.field
     return "\n".join(
         (
@@ -91,7 +89,7 @@ def describe(image: str, net: Any, given: dict[str, Any]) -> str:
             + (f"in bands of {plan.band} rows" if plan.band else f"whole, not in bands: {plan.whole}"),
             f"memory of a worker: {plan.memory / 1e6:.0f} MB and about 300 MB of interpreter and libraries",
             f"output: {plan.kind}, {plan.layout.dtype}, {plan.output_bytes / 1e6:.0f} MB before compression",
-            f"time: about {api.seconds(plan, net, **given):.0f} s, by the speed of one piece",
+            f"time: about {seconds:.0f} s, by the speed of one piece",
         )
     )
 

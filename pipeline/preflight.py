@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
-from pipeline.storage.image import Image
 from pipeline.storage.location import is_url, location_of
+from pipeline.storage.reference import Reference
 
 TOKEN = "ledger/token"
 """File in an output's ledger folder that holds a number of this run's own, so that no copy can be taken for it."""
@@ -20,15 +20,16 @@ MOST = 32
 class Preflight:
     """What a node must see, and a call that says what it does not. Made where the run is started."""
 
-    images: Sequence[Image]
+    images: Sequence[Reference]
     outputs: Sequence[str]
     number: str
 
     def __call__(self) -> str | None:
-        """One line on what is wrong here, if anything. An image that cannot be opened raises when this is unpickled."""
+        """One line on what is wrong here, if anything. Raises what opening an image raises."""
         for image in self.images:
-            if not image.is_same():
-                return f"{image} is not the image of that name where the run was started"
+            with image.reopen() as opened:
+                if not opened.is_same():
+                    return f"{opened} is not the image of that name where the run was started"
         for output in self.outputs:
             try:
                 seen = location_of(output).read(TOKEN) == self.number.encode()
@@ -45,7 +46,7 @@ class Preflight:
             location_of(output).remove(TOKEN)
 
 
-def preflight(images: Sequence[Image], outputs: Sequence[str]) -> Preflight:
+def preflight(images: Sequence[Reference], outputs: Sequence[str]) -> Preflight:
     """Leaves a token in the outputs."""
     number = uuid4().hex
     step = -(-len(images) // MOST)

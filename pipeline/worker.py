@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,9 +18,11 @@ from pipeline.network.program import Program
 from pipeline.network.streaming import Stream, program_of
 from pipeline.stitching import blending, pyramid
 from pipeline.storage.disk import OutputError
-from pipeline.storage.image import Image, open_image
+from pipeline.storage.image import Image
+from pipeline.storage.kept import Kept
 from pipeline.storage.output import Output, Record, open_output
 from pipeline.storage.reading import Reading
+from pipeline.storage.reference import Reference
 from pipeline.tiling.geometry import Interval, Region
 from pipeline.tiling.grid import Tile
 from pipeline.tiling.plan import Plan
@@ -46,10 +48,10 @@ log = logging.getLogger("pipeline")
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to begin: how to open images and network, and where the outputs are."""
+    """What a worker needs to begin: how to open images and network, and where the outputs are. Nothing is open."""
 
-    images: Sequence[Any]
-    """Sources of `open_image`, or Images, one per output."""
+    images: Mapping[int, Reference]
+    """By number, as the outputs are; without those that cannot be images."""
     outputs: Sequence[str]
     network: Network | None
     device: str = "cpu"
@@ -79,20 +81,21 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
             return job.program
         return program_of(network, channels, folded=folded)
 
-    @lru_cache(maxsize=2)
-    def opened(number: int) -> Worker:
+    def begin(number: int) -> Worker:
         output = open_output(job.outputs[number])
         plan = Plan.from_json(output.attributes["plan"])
-        image = open_image(job.images[number])
         bands = None
         if job.network is not None and plan.band:
             channels = job.network.channels or len(plan.image["channels"])
             bands = program(plan.precision, channels, plan.folded)
-        return Worker(output, Model(image, plan, module(plan.precision), device, bands))
+        model = Model(job.images[number].reopen(), plan, module(plan.precision), device, bands)
+        return Worker(output, model)
+
+    workers = Kept(2, begin, Worker.close)
 
     def run(item: Item) -> list[list[Record]]:
         number, first, last = item
-        worker = opened(number)
+        worker = workers[number]
         try:
             records = [worker.run(unit) for unit in range(first, last)]
         except RuntimeError as error:  # torch has no exception of its own for the CPU's memory
@@ -136,6 +139,9 @@ class Worker:
                 how=self.plan.reduction,
             )
         return self.output.write(level, region, data)
+
+    def close(self) -> None:
+        self.model.image.close()
 
     def draw_preview(self) -> None:
         """Draw the finished output's preview; a picture that cannot be written is said, and no reason to fail."""

@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 
 import pipeline
 from pipeline import previewing
+from pipeline.analysis import Analysis
 from pipeline.api import TilesFailed
 from pipeline.tiling.geometry import Region
 from tests.zoo import integer_weights_
@@ -273,6 +275,25 @@ def test_an_output_names_its_network_by_path(big: Path, tmp_path: Path, typed: T
     assert run.returncode == 0, run.stderr
     status, said = typed("o.zarr", module="verify")
     assert status == 0, said
+
+
+def test_of_many_images_a_dry_run_analyses_and_measures_once(
+    tmp_path: Path, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.zeros((40, 40, 3), np.uint8), photometric="rgb")
+    counts: Counter[str] = Counter()
+    for name in ("__init__", "_seconds"):
+        original = getattr(Analysis, name)
+
+        def counting(*given: Any, name: str = name, original: Any = original, **more: Any) -> Any:
+            counts[name] += 1
+            return original(*given, **more)
+
+        monkeypatch.setattr(Analysis, name, counting)
+    status, said = typed("*.tif", "--network", "unet-tiny", "--dry-run")
+    assert status == 0, said
+    assert counts == {"__init__": 1, "_seconds": 1} and not list(tmp_path.glob("*.zarr"))
 
 
 def test_an_option_that_does_nothing_is_refused(tmp_path: Path) -> None:

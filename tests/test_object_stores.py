@@ -10,7 +10,9 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import imagecodecs
 import numpy as np
 import obstore
 import pytest
@@ -25,6 +27,7 @@ from pipeline.preflight import preflight
 from pipeline.stitching import lease
 from pipeline.storage.location import location_of
 from pipeline.storage.output import open_output
+from pipeline.storage.reference import refer
 
 PIXELS = np.random.default_rng(5).integers(0, 255, (500, 700, 3), np.uint8)
 OPTIONS = ["--tile", "256,256", "--kind", "probability"]
@@ -127,6 +130,25 @@ def test_several_images_and_several_outputs(bucket: str, image: str) -> None:
     assert np.array_equal(results[0].array[:], results[1].array[:])
 
 
+def test_pictures_are_fetched_when_their_turn_comes(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was fetched of others is removed."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr("pipeline.running.REPORT_EVERY", 0.0)
+    images = [f"{bucket}/images/{n}.png" for n in range(5)]
+    for url in images:
+        obstore.put(from_url(url.rpartition("/")[0]), url.rpartition("/")[2], imagecodecs.png_encode(PIXELS[:50, :60]))
+    folders: list[int] = []
+
+    def report(_: Any) -> None:
+        folders.append(len(list((tmp_path / "tmp").glob("pipeline-scratch-*"))))
+
+    pipeline.predict(images, output=tmp_path / "many", workers=1, report=report)
+    assert len(folders) == 5 and max(folders) == 2 and not list((tmp_path / "tmp").iterdir())
+
+
 def test_patterns_are_listed(bucket: str, image: str) -> None:
     obstore.put(from_url(bucket), "images/other.tif", b"II*")
     obstore.put(from_url(bucket), "images/deep/big.tif", b"II*")
@@ -147,7 +169,7 @@ def test_a_lease_of_another_machine_is_taken_over_when_it_is_old(bucket: str, mo
 
 
 def test_each_node_is_asked_for_what_is_in_the_bucket(bucket: str, image: str) -> None:
-    with closing(preflight([pipeline.open_image(image)], [f"{bucket}/o.zarr"])) as check:
+    with closing(preflight([refer(image)], [f"{bucket}/o.zarr"])) as check:
         assert check() is None
         obstore.put(from_url(f"{bucket}/o.zarr"), "ledger/token", b"another run's")
         assert "is not seen" in str(check())

@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,19 +41,17 @@ def open_image(
     """
     if isinstance(source, Image):
         return source
-    options: dict[str, Any] = {
-        "axes": axes.upper() if axes else None,
-        "level": level,
-        "channels": channels,
-        "time": time,
-    }
+    image = Image(*asked_for(source, axes, level, channels, time))
+    image.warn()
+    return image
+
+
+def asked_for(source: Any, axes: str | None, level: int, channels: int | None, time: int) -> tuple[Any, dict[str, Any]]:
+    """The source, a path such that it means the same in another working directory, and the options of an Image."""
     if isinstance(source, str | os.PathLike):
         source = local_path(source)
         source = source if is_url(source) else os.path.abspath(source)
-    image = Image(source, options)
-    for note in image._meta.notes:
-        log.warning("%s: %s", source if isinstance(source, str) else "the array", note)
-    return image
+    return source, {"axes": axes.upper() if axes else None, "level": level, "channels": channels, "time": time}
 
 
 class Image:
@@ -69,12 +68,17 @@ class Image:
         self._identity: str | None = None
         self.level: int = options["level"]
 
+    def warn(self) -> None:
+        """Says what of the source is not opened."""
+        for note in self._meta.notes:
+            log.warning("%s: %s", self._source_given if isinstance(self._source_given, str) else "the array", note)
+
     # What it is
 
     @property
-    def source(self) -> Any:
-        """What it was opened from: an absolute path, a URL, or an array."""
-        return self._source_given
+    def given(self) -> tuple[Any, dict[str, Any], str | None]:
+        """Source, options and, where it is known already, identity: what another Image of the same is made from."""
+        return self._source_given, self._options, self._identity
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -122,8 +126,7 @@ class Image:
 
     @property
     def _chunk_shape(self) -> Index:
-        waits = self._copy is None and scratch.is_needed(self._original, self.cache_bytes)
-        return scratch.chunk_of(self._original) if waits else self._source.chunk
+        return scratch.chunk_of(self._original) if self.needs_copy else self._source.chunk
 
     @property
     def cache_bytes(self) -> int:
@@ -195,19 +198,28 @@ class Image:
             raise ValueError(f"channels {picked} are not within an image of {self.shape}")
         return picked
 
+    @property
+    def needs_copy(self) -> bool:
+        """Whether every read would decode far more than it needs, as long as there is no copy in scratch."""
+        return self._copy is None and scratch.is_needed(self._original, self.cache_bytes)
+
     def prepare(self) -> Source:
-        """Copies the image to scratch where its layout would have every read decode far more than it needs."""
+        """Copies the image to scratch where it needs that."""
         with self._lock:
-            if self._copy is None and scratch.is_needed(self._original, self.cache_bytes):
+            if self.needs_copy:
                 self._source = self._copied().open()
             return self._source
 
     def _copied(self) -> scratch.Copy:
         """The copy in scratch, made if it is not there yet."""
         if self._copy is None:
-            self._scratch = scratch.copy(self._original, self._meta.name or "the image")
+            self._scratch = self.copy_to(scratch.place())
             self._copy = scratch.Copy(self._scratch.path, replace(self._meta, keeps=None))
         return self._copy
+
+    def copy_to(self, place: Path) -> scratch.Scratch:
+        """A copy in scratch for others to read, which is the caller's to remove."""
+        return scratch.copy(self._original, self._meta.name or "the image", place)
 
     def _gather(
         self, out: np.ndarray, source: Source, picked: list[int], plane: int, region: Region, read: Interval
@@ -269,7 +281,7 @@ class Image:
             if self._copy is not None:
                 self.identity()  # which cannot be told from the copy
                 source = self._copy
-            return _reopen, (source, self._options, self._identity, self.cache_bytes)
+            return reopen, (source, self._options, self._identity, self.cache_bytes)
 
     def close(self) -> None:
         """Closes files and forgets chunks."""
@@ -291,7 +303,8 @@ class Image:
         return f"<Image {self._meta.name!r} {self.shape} {self.dtype}>"
 
 
-def _reopen(source: Any, options: dict[str, Any], identity: str | None, cache_bytes: int) -> Image:
+def reopen(source: Any, options: dict[str, Any], identity: str | None, cache_bytes: int) -> Image:
+    """An image that was opened or asked for elsewhere. Raises as `open_image` does."""
     image = Image(source, options)
     image._identity = identity
     image.cache_bytes = cache_bytes

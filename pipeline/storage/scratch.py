@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import secrets
 import shutil
 import socket
 import tempfile
@@ -40,6 +41,8 @@ LARGE = 16 << 20
 """Bytes of a chunk beyond which it is decoded piece by piece, where that can be done."""
 HEAVY = 16 << 20
 """Bytes of an array beyond which it goes to other processes through a copy on disk."""
+KEPT = ("format", "axes", "name", "volumetric")
+"""Of an image's metadata, what its copy keeps: all that those need who only read pixels."""
 PREFIX = f"pipeline-scratch-{socket.gethostname()}-"
 """Of the copies that this machine's processes made: several may share the folder."""
 
@@ -88,11 +91,17 @@ def _side(chunk: int) -> int:
     return side if side <= SIDE else SIDE
 
 
+def place() -> Path:
+    """Where a folder of a copy can be made."""
+    return Path(tempfile.gettempdir(), f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
+
+
 class Scratch:
     """The folder of a copy; removed with this object, or when its process ends."""
 
-    def __init__(self, needed: int) -> None:
-        root = Path(tempfile.gettempdir())
+    def __init__(self, needed: int, at: Path | None = None) -> None:
+        self.path = at or place()
+        root = self.path.parent
         _sweep(root)
         free = shutil.disk_usage(root).free
         if needed > free:
@@ -100,7 +109,7 @@ class Scratch:
                 f"a copy of the image in smaller chunks takes up to {needed / 1e9:.1f} GB, and {root} has "
                 f"{free / 1e9:.1f} GB left: set TMPDIR to a folder with room, or store the image in tiles"
             )
-        self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=root))
+        self.path.mkdir(0o700)
         self.remove = weakref.finalize(self, _remove, self.path, os.getpid())
 
 
@@ -122,10 +131,10 @@ def _sweep(root: Path) -> None:
             continue
 
 
-def copy(source: Source, what: str) -> Scratch:
+def copy(source: Source, what: str, at: Path) -> Scratch:
     """Writes the copy, announced; memory stays at one row of chunks, or less where a chunk can be decoded in pieces."""
     size = math.prod(source.shape) * source.dtype.itemsize
-    scratch = Scratch(size)
+    scratch = Scratch(size, at)
     y, x = source.chunk[2:]
     if is_heavy(source):
         why = "is in memory, where the workers cannot see it"
@@ -147,6 +156,7 @@ def _write(source: Source, folder: Path) -> None:
     array = zarr.create_array(
         str(folder / "image"), shape=source.shape, chunks=chunk_of(source), dtype=source.dtype, fill_value=0,
         compressors=BloscCodec(cname="lz4", clevel=1, shuffle="shuffle"),
+        attributes={name: getattr(source.metadata, name) for name in KEPT},
     )  # fmt: skip
     n_c, n_z, _, n_x = source.chunk
     counts = [-(-n // c) for n, c in zip(source.shape, source.chunk, strict=True)]
@@ -195,17 +205,23 @@ class Copy:
     """A copy that another process made, with the metadata of what it copies."""
 
     folder: Path
-    metadata: Metadata
+    metadata: Metadata | None = None
+    """None: what the copy itself keeps of them."""
+
+    def exists(self) -> bool:
+        return self.folder.exists()
 
     def open(self) -> ZarrSource:
         """Raises ValueError where it is not seen."""
-        if not self.folder.exists():
+        name = self.metadata.name if self.metadata else ""
+        if not self.exists():
             raise ValueError(
-                f"{self.metadata.name or 'the image'} was copied to {self.folder}, which is not seen here: "
+                f"{name or 'the image'} was copied to {self.folder}, which is not seen here: "
                 "store it in tiles (python -m pipeline.convert), or set TMPDIR to a folder that all nodes share"
             )
         array: Any = zarr.open_array(str(self.folder / "image"), mode="r")
-        metadata = replace(self.metadata)
+        theirs = self.metadata or Metadata(**{name: array.attrs[name] for name in KEPT})
+        metadata = replace(theirs)
         source = ZarrSource(array, None, "CZYX", metadata, str(self.folder))
-        metadata.axes, metadata.volumetric = self.metadata.axes, self.metadata.volumetric
+        metadata.axes, metadata.volumetric = theirs.axes, theirs.volumetric
         return source

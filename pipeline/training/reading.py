@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 
 from pipeline.storage.image import Image, open_image
+from pipeline.storage.kept import Kept
 from pipeline.storage.reading import Reading
 from pipeline.tiling.geometry import Region
 from pipeline.training.gradient import Read
@@ -33,7 +33,6 @@ class Reader:
         binary: bool,
         margin: int = 0,
     ) -> None:
-        @lru_cache(OPEN)
         def opened(number: int) -> tuple[Image, Labels]:
             pair = pairs[number]
             image = open_image(pair.image, channels=channels)
@@ -42,7 +41,7 @@ class Reader:
             labels.image.cache_bytes = CACHE_BYTES
             return image, labels
 
-        self.opened, self.pairs, self.margin = opened, pairs, margin
+        self.opened, self.pairs, self.margin = Kept(OPEN, opened, _close), pairs, margin
 
     def reads(self, samples: Iterable[Sample]) -> Iterator[Read]:
         """Each sample with its pixels, extended where the read goes beyond the image, and its core's classes.
@@ -50,12 +49,17 @@ class Reader:
         Samples without a label are left out before their pixels are read: they have no part in loss or gradient.
         """
         for sample in samples:
-            image, labels = self.opened(sample.image)
+            image, labels = self.opened[sample.image]
             tile = sample.tile
             classes = labels.read(_wider(tile.core, self.margin))
             if (classes == IGNORE).all():
                 continue
             yield sample, Reading(image, tile.read, self.pairs[sample.image].size).all(), classes
+
+
+def _close(pair: tuple[Image, Labels]) -> None:
+    for opened in pair:
+        opened.close()
 
 
 def _wider(region: Region, margin: int) -> Region:

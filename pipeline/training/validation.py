@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -14,15 +14,13 @@ from torch import nn
 from pipeline.network.program import Program
 from pipeline.network.streaming import program_of
 from pipeline.storage.image import open_image
+from pipeline.storage.kept import Kept
 from pipeline.tiling.geometry import Region
 from pipeline.tiling.grid import Tile
 from pipeline.tiling.plan import Plan
 from pipeline.training.metrics import confusion
 from pipeline.training.pairs import Labels, Pair, scored
 from pipeline.worker import Model, image_region
-
-Reader = Callable[[int], tuple[Model, Labels]]
-"""From the number of a pair to what predicts its image, and its labels."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +60,26 @@ class Validation:
         classes = scored(self.classes)
         result = np.zeros((len(self.tiles), classes, classes), np.int64)
         share = range(len(self.tiles) * rank // world, len(self.tiles) * (rank + 1) // world)
-        with evaluating(module):
-            reader = self._reader(module)
+        with evaluating(module), closing(self._reader(module)) as reader:
             for index in share:
                 number, tile = self.tiles[index]
-                model, labels = reader(number)
+                model, labels = reader[number]
                 result[index] = confusion(labels.read(tile.core), model.tile(tile)[0], classes)
         return result
 
     def show(self, module: nn.Module, indices: Iterable[int]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Of each tile: the pixels (c, h, w) under its core, as stored, and the classes that are true and predicted."""
-        reader = self._reader(module)
-        for index in indices:
-            number, tile = self.tiles[index]
-            under = image_region(self.plans[number], tile.core)
-            y, x = self.pairs[number].shift
-            model, labels = reader(number)
-            with evaluating(module):
-                predicted = model.tile(tile)[0]
-            yield model.image.read(Region(under.y.shift(y), under.x.shift(x))), labels.read(tile.core), predicted
+        with closing(self._reader(module)) as reader:
+            for index in indices:
+                number, tile = self.tiles[index]
+                under = image_region(self.plans[number], tile.core)
+                y, x = self.pairs[number].shift
+                model, labels = reader[number]
+                with evaluating(module):
+                    predicted = model.tile(tile)[0]
+                yield model.image.read(Region(under.y.shift(y), under.x.shift(x))), labels.read(tile.core), predicted
 
-    def _reader(self, module: nn.Module) -> Reader:
+    def _reader(self, module: nn.Module) -> Kept[tuple[Model, Labels]]:
         """What gives model and labels of a pair; those of two pairs are open at a time."""
 
         @lru_cache(maxsize=1)
@@ -90,14 +87,17 @@ class Validation:
             # Folding keeps the tolerance for the weights that it was tried with, and these change.
             return program_of(module, self.channels, folded=False)
 
-        @lru_cache(maxsize=2)
-        def reader(number: int) -> tuple[Model, Labels]:
+        def opened(number: int) -> tuple[Model, Labels]:
             pair, plan = self.pairs[number], self.plans[number]
             image = open_image(pair.image, channels=self.channels)
             model = Model(image, plan, module, self.device, program() if plan.band else None)
             return model, Labels(pair, classes=self.classes, ignore=self.ignore, binary=self.binary)
 
-        return reader
+        def close(pair: tuple[Model, Labels]) -> None:
+            pair[0].image.close()
+            pair[1].close()
+
+        return Kept(2, opened, close)
 
 
 @contextmanager

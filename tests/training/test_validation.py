@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from torch import nn
 
@@ -19,7 +23,9 @@ from pipeline.planning import plan_image
 from pipeline.storage.image import open_image
 from pipeline.training.finding import find_pairs
 from pipeline.training.metrics import confusion, metrics
-from pipeline.training.pairs import IGNORE
+from pipeline.training.pairs import IGNORE, Pair
+from pipeline.training.reading import OPEN, Reader
+from pipeline.training.sampling import Sample, cut
 from pipeline.training.validation import Validation
 
 SIZES = [(37, 50), (64, 32), (16, 90)]
@@ -151,3 +157,54 @@ def test_scores_of_a_known_matrix() -> None:
 
 def test_rows_are_true_and_columns_predicted() -> None:
     assert confusion(np.array([0, 0, 1, IGNORE]), np.array([1, 1, 0, 0], np.uint8), 2).tolist() == [[0, 2], [1, 0]]
+
+
+def tiffs(folder: Path, count: int) -> list[Pair]:
+    """Pairs in files that are open for as long as their images are."""
+    pixels = np.random.default_rng(0).integers(0, 2, (32, 40, 3), np.uint8)
+    for number in range(count):
+        tifffile.imwrite(folder / f"{number}.tif", pixels, compression="zlib", photometric="rgb")
+        tifffile.imwrite(folder / f"{number}_label.tif", pixels[..., 0], compression="zlib")
+    return [Pair(str(n), str(folder / f"{n}.tif"), str(folder / f"{n}_label.tif"), (32, 40)) for n in range(count)]
+
+
+def open_tiffs() -> int:
+    links = [Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    return sum(str(link.readlink()).endswith(".tif") for link in links if link.is_symlink())
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Nothing is closed by the garbage collector meanwhile."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_two_pairs_are_open_at_a_time_and_none_afterwards(tmp_path: Path) -> None:
+    module = nn.Conv2d(3, 2, 3, padding=1).eval()
+    pairs = tiffs(tmp_path, 5)
+    asked = options(device="cpu")
+    analysis = Analysis(load_network(module), asked)
+    with open_image(pairs[0].image) as image:
+        plan = plan_image(image, analysis, asked)
+    validation = Validation(pairs, [plan] * 5, channels=3, classes=2)
+    validation.confusion(module)
+    assert open_tiffs() == 0
+    for _ in validation.show(module, range(5)):
+        assert open_tiffs() <= 4
+    assert open_tiffs() == 0
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_a_reader_closes_pairs_that_others_follow(tmp_path: Path) -> None:
+    pairs = tiffs(tmp_path, OPEN + 4)
+    field = Analysis(load_network(nn.Conv2d(3, 2, 1).eval()), options(device="cpu")).field
+    cores = [cut(pair.size, field, "whole", (CORE, CORE)) for pair in pairs]
+    reader = Reader(pairs, channels=3, classes=2, ignore=None, binary=False)
+    reads = reader.reads(Sample(n, n, cores[n].tile(0)) for n in range(len(pairs)))
+    assert max(open_tiffs() for _ in reads) == 2 * OPEN
+    del reads, reader
+    assert open_tiffs() == 0
