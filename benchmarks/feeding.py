@@ -26,11 +26,11 @@ from draw import draw
 
 import pipeline
 from pipeline.jobfile import validated
-from pipeline.tasks import task_of
 from pipeline.training.gradient import accumulate
 from pipeline.training.loop import begin, network
 from pipeline.training.task import Task
-from pipeline.trainjob import TrainJob
+from pipeline.training_job import TrainJob
+from pipeline.training_task import task_of
 
 SIDE = 4096
 TILES = 96

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from pipeline.api import Report, Result
     from pipeline.network.loading import Network
-    from pipeline.runs import Trained
     from pipeline.storage.image import Image
+    from pipeline.training_run import Trained
 
 __version__ = "0.1.0"
 __all__ = [

@@ -28,12 +28,12 @@ from pipeline.storage.reference import Reference, refer
 from pipeline.storage.remote import matching
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
-from pipeline.trainjob import TrainJob
+from pipeline.training_job import TrainJob
 from pipeline.turns import Result, Run, Turns
 from pipeline.worker import Job
 
 if TYPE_CHECKING:
-    from pipeline.runs import Trained
+    from pipeline.training_run import Trained
 
 __all__ = ["Report", "Result", "TilesFailed", "convert", "export", "extend", "plan", "predict", "predict_lazy",
            "receptive_field", "train", "verify"]  # fmt: skip
@@ -127,7 +127,7 @@ def train(job: Any, *, look: Callable[[dict[str, Any]], None] = lambda line: Non
     what batch: auto came to."""
     if isinstance(job, str | os.PathLike):
         job = load_job(TrainJob, job)
-    from pipeline.runs import train_job  # which predictions need not wait for
+    from pipeline.training_run import train_job  # which predictions need not wait for
 
     return train_job(job if isinstance(job, TrainJob) else validated(TrainJob, job), look)
 

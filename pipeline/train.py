@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.commands import Parser, run, train
 from pipeline.jobfile import load_job
-from pipeline.trainjob import TrainJob
+from pipeline.training_job import TrainJob
 
 
 def main() -> int:

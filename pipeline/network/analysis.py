@@ -24,7 +24,7 @@ from pipeline.network.operations import Call, Lost, Outputs, rule_of
 
 
 @dataclass
-class Analysis:
+class Findings:
     """Where rows and columns of the image went in two captures of a network."""
 
     image: dict[str, Rows]
@@ -55,7 +55,7 @@ def _label(node: Node) -> str:
     return f"{node.path or 'network'}: {node.name}"
 
 
-def analyse(first: Graph, second: Graph) -> Analysis:
+def analyse(first: Graph, second: Graph) -> Findings:
     """Follows two captures that ran the same operations, from images of different height and width.
 
     The same capture twice is for networks that accept one size only: what grows with the image is not known then.
@@ -63,7 +63,7 @@ def analyse(first: Graph, second: Graph) -> Analysis:
     shape = [(a, b) for a, b in zip(first.shapes[first.input], second.shapes[second.input], strict=True)]
     rows = {axis: Rows(axis, sizes, rate=Fraction(1)) for axis, sizes in zip(AXES, shape[2:], strict=True)}
     layout = [plain(shape[0]), plain(shape[1]), *((Factor(axis, rows[axis].sizes),) for axis in AXES)]
-    analysis = Analysis(rows)
+    analysis = Findings(rows)
     values: dict[int, Tracked | None] = {first.input: Tracked(tuple(layout), dict(rows))}
     seen: set[Rows] = set(rows.values())
     for nodes in zip(first.nodes, second.nodes, strict=True):
@@ -82,7 +82,7 @@ def analyse(first: Graph, second: Graph) -> Analysis:
     return analysis
 
 
-def _apply(node: Node, call: Call, values: dict[int, Tracked | None], analysis: Analysis) -> list[Tracked | None]:
+def _apply(node: Node, call: Call, values: dict[int, Tracked | None], analysis: Findings) -> list[Tracked | None]:
     """The operation's results by its rule, or a guess after one that is not local or not known, to find others."""
     rule = rule_of(node)
     try:

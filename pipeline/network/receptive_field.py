@@ -18,7 +18,7 @@ from fractions import Fraction
 
 from torch import nn
 
-from pipeline.network.analysis import Analysis, analyse, same_operations
+from pipeline.network.analysis import Findings, analyse, same_operations
 from pipeline.network.graph import CaptureError, Graph, capture, dtype_of
 from pipeline.network.layouts import Rows
 from pipeline.network.reach import axis_field
@@ -79,7 +79,7 @@ class Found:
 
     first: Graph
     second: Graph
-    analysis: Analysis
+    analysis: Findings
     alignment: tuple[int, int]
 
     @property
@@ -208,7 +208,7 @@ def _failure(module: nn.Module, failed: dict[tuple[int, int], CaptureError]) -> 
     return f"the network fails on every size that was tried ({tried}); on {size[0]} x {size[1]}{where}: {error}"
 
 
-def _alignment(analysis: Analysis) -> tuple[int, int]:
+def _alignment(analysis: Findings) -> tuple[int, int]:
     """Per axis, the least number of the image's rows that is a whole number of rows everywhere in the network."""
     parts: dict[str, list[int]] = {"y": [], "x": []}
     for rows in analysis.everything:
@@ -218,7 +218,7 @@ def _alignment(analysis: Analysis) -> tuple[int, int]:
     return y, x
 
 
-def _output_rows(analysis: Analysis) -> dict[str, Rows]:
+def _output_rows(analysis: Findings) -> dict[str, Rows]:
     """Rows and columns of the output.
 
     Raises:
@@ -239,7 +239,7 @@ def _output_rows(analysis: Analysis) -> dict[str, Rows]:
     return output.rows
 
 
-def _local(analysis: Analysis, alignment: tuple[int, int]) -> ReceptiveField:
+def _local(analysis: Findings, alignment: tuple[int, int]) -> ReceptiveField:
     output = _output_rows(analysis)
     y, x = (axis_field(analysis.image[a], output[a], n) for a, n in zip(("y", "x"), alignment, strict=True))
     return ReceptiveField(
@@ -253,7 +253,7 @@ def _local(analysis: Analysis, alignment: tuple[int, int]) -> ReceptiveField:
     )
 
 
-def _not_local(analysis: Analysis, alignment: tuple[int, int]) -> ReceptiveField:
+def _not_local(analysis: Findings, alignment: tuple[int, int]) -> ReceptiveField:
     """What can be said of a network that sees the whole image: what makes it so, and its output's size."""
     named = list(dict.fromkeys(analysis.not_local + analysis.unknown))
     images = analysis.image["y"].sizes, analysis.image["x"].sizes
@@ -263,13 +263,13 @@ def _not_local(analysis: Analysis, alignment: tuple[int, int]) -> ReceptiveField
     return ReceptiveField((0, 0), (0, 0), alignment, rate, surplus, nonlocal_operations=tuple(named))
 
 
-def _declared(analysis: Analysis, alignment: tuple[int, int], reach: int) -> ReceptiveField:
+def _declared(analysis: Findings, alignment: tuple[int, int], reach: int) -> ReceptiveField:
     """Sizes as they were measured, reach as the caller says."""
     rate, surplus = _growth(analysis, _output_rows(analysis))
     return ReceptiveField((reach, reach), (reach, reach), alignment, rate, surplus)
 
 
-def _growth(analysis: Analysis, output: dict[str, Rows]) -> tuple[tuple[Fraction, Fraction], tuple[int, int]]:
+def _growth(analysis: Findings, output: dict[str, Rows]) -> tuple[tuple[Fraction, Fraction], tuple[int, int]]:
     """(rate, surplus) of the output's size, from the two captures."""
     rates, surplus = [], []
     for axis in ("y", "x"):

@@ -15,8 +15,8 @@ import pipeline
 from pipeline.jobfile import validated
 from pipeline.reporting import sampling_map
 from pipeline.reporting.sampling_map import COLOUR, SIDE, sampling_maps
-from pipeline.tasks import task_of
-from pipeline.trainjob import TrainJob
+from pipeline.training_job import TrainJob
+from pipeline.training_task import task_of
 from tests.training.test_training import job
 
 KINDS: list[dict[str, Any]] = [

@@ -17,7 +17,7 @@ from pipeline.tiling.geometry import ReceptiveField, Region
 from pipeline.training.finding import find_pairs
 from pipeline.training.pairs import Labels, Split
 from pipeline.training.sampling import cut
-from pipeline.trainjob import Data
+from pipeline.training_job import Data
 
 FIELD = ReceptiveField((3, 3), (3, 3), (2, 2))
 

@@ -20,11 +20,11 @@ import yaml
 import pipeline
 from pipeline.jobfile import validated
 from pipeline.network.loading import load_network
-from pipeline.tasks import task_of
 from pipeline.training import loop, on_ray
 from pipeline.training.group import Group
 from pipeline.training.run_folder import RunFolder
-from pipeline.trainjob import TrainJob
+from pipeline.training_job import TrainJob
+from pipeline.training_task import task_of
 from tests.training.test_training import ROOT, draw, job, weights
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]

@@ -20,14 +20,14 @@ from PIL import Image
 import pipeline
 from pipeline.jobfile import validated
 from pipeline.network.loading import load_network
-from pipeline.tasks import task_of
 from pipeline.training.group import Group
 from pipeline.training.loop import begin, gradient
 from pipeline.training.loop import network as network_of
 from pipeline.training.run_folder import BEGINNING, RunFolder
 from pipeline.training.statistics import Statistics
 from pipeline.training.task import Schedule
-from pipeline.trainjob import TrainJob
+from pipeline.training_job import TrainJob
+from pipeline.training_task import task_of
 
 ROOT = Path(__file__).parents[2]
 

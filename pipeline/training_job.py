@@ -192,7 +192,7 @@ class TrainJob(Settings):
     """Samples a step over all workers, before the enlargement by 1 / loss_keep; image: every tile of one image; auto:
     as many as go through the network together in `memory`, times the workers."""
     together: Count | None = None
-    """Samples of one shape that go through the network in one pass; None: see `passes_of` in `pipeline.tasks`."""
+    """Samples of one shape that share a pass through the network; None: see `passes_of` in `pipeline.training_task`."""
     memory: Bytes = 2_000_000_000
     """What a worker may use on a CPU where `batch` is auto; on a GPU that is all there is."""
     loss: Annotated[

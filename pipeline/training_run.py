@@ -16,12 +16,12 @@ from pipeline.reporting.report import REPORT, write_report
 from pipeline.reporting.sampling_map import sampling_maps
 from pipeline.reporting.tracking import Tracking, require
 from pipeline.storage.location import is_url
-from pipeline.tasks import task_of
 from pipeline.training.group import Group
 from pipeline.training.loop import train
 from pipeline.training.run_folder import BEGINNING, CARD, RunFolder, flat
 from pipeline.training.task import Task
-from pipeline.trainjob import TrainJob
+from pipeline.training_job import TrainJob
+from pipeline.training_task import task_of
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.jobfile import load_job, validated
-from pipeline.trainjob import NewNetwork, Optimizer, Pattern, Sampling, Share, TrainJob
+from pipeline.training_job import NewNetwork, Optimizer, Pattern, Sampling, Share, TrainJob
 
 FULL = """
 run: runs/nuclei

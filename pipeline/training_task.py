@@ -27,7 +27,7 @@ from pipeline.training.run_folder import FREE
 from pipeline.training.sampling import Cores, cut
 from pipeline.training.task import Schedule, Task
 from pipeline.training.validation import Validation
-from pipeline.trainjob import NewNetwork, TrainJob
+from pipeline.training_job import NewNetwork, TrainJob
 
 log = logging.getLogger("pipeline")
 
