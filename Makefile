@@ -6,8 +6,7 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Three pytest processes share two cores, as they wait for clusters and for what they kill half of the time; threads
-# within them would only get in each other's way.
+# Two pytest processes share the cores; threads within them would only get in each other's way.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .DELETE_ON_ERROR:
@@ -66,7 +65,7 @@ lint: $(VENV)/dev.stamp
 
 test: lint
 	@$(WARM) || $(WARM)
-	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 3 --dist loadgroup --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=90
+	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --dist loadgroup --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=90
 
 # What takes too long for every time: twenty more runs that are killed at random, a cluster that grows and shrinks.
 nightly: $(VENV)/dev.stamp
