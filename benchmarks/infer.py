@@ -178,7 +178,8 @@ def report(folder: Path, rounds: int, largest: int, count: int) -> str:
     lines += [
         "",
         "## Time",
-        f"Medians of {rounds} alternating rounds, in seconds. The network alone runs on pieces of {PIECE} x {PIECE} "
+        (f"Medians of {rounds} alternating rounds" if rounds > 1 else "One round") + ", in seconds, start-up included. "
+        f"The network alone runs on pieces of {PIECE} x {PIECE} "
         "(photographs whole), in memory, in as many processes.",
         "",
         "| images | infer | the network alone | ratio |",
