@@ -21,6 +21,10 @@ from pipeline.training.sampling import Cores, Sample
 from pipeline.training.statistics import Statistics
 from pipeline.training.task import Task
 
+HEAP = 1.4
+"""Bytes that the CPU's allocator holds for each of a tensor, as freed blocks lie between those in use. Measured: peaks
+of a U-Net (base 8, depth 3) with 4 and 16 tiles of 128 in a pass were 1.37 and 1.42 times what was counted."""
+
 
 def most_that_fit(used: Callable[[int], int], budget: float, most: int) -> tuple[int, int]:
     """(samples, bytes): the greatest power of two up to `most` for which `used` says no more than the budget.
@@ -70,11 +74,11 @@ def fit(task: Task, module: nn.Module, device: str, world: int) -> tuple[int, in
 
 
 def peak_of(run: Callable[[], None], device: str) -> int:
-    """The most bytes of tensors that are there at a time while something runs."""
+    """The most bytes that tensors take at a time while something runs."""
     if torch.device(device).type == "cpu":
         with (alive := Alive(reorders=False)):
             run()
-        return alive.peak
+        return round(HEAP * alive.peak)
     torch.cuda.reset_peak_memory_stats(device)
     run()
     return torch.cuda.max_memory_allocated(device)
