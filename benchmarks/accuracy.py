@@ -1,6 +1,6 @@
 """Tiles with their halo against random crops with zero padding: the same network, the same number of steps, real data.
 
-    python benchmarks/accuracy.py NUCLEI_FOLDER [--steps 1200] [--seeds 3] [--out benchmarks/accuracy.md]
+    python benchmarks/accuracy.py NUCLEI_FOLDER [--steps 600] [--seeds 3] [--out benchmarks/accuracy.md]
 
 NUCLEI_FOLDER holds NAME.png and NAME_label.png; every fifth name is held out. `tiles` is `pipeline.train`; `crops` is
 a plain PyTorch loop over random crops of the size of a tile's core, which sees zeros beyond each crop's edge. Both
@@ -171,7 +171,7 @@ def table(setting: Setting, outcomes: Sequence[Outcome]) -> str:
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=Path, metavar="NUCLEI_FOLDER")
-    p.add_argument("--steps", type=int, default=1200)
+    p.add_argument("--steps", type=int, default=600)
     p.add_argument("--seeds", type=int, default=3)
     p.add_argument("--batch", type=int, default=4)
     p.add_argument("--core", type=int, default=96)
