@@ -112,6 +112,7 @@ def _check_window(report: Report, output: Output, plan: Plan, model: Model, name
     read, crop = larger(plan, core)
     tile = Tile(plane, core, read, crop)
     where = f"{name} at row {core.y.start}, column {core.x.start}, plane {plane}"
+    report.windows += 1
     stored = _read(report, where, lambda: output.read(0, plan.core_region(tile)))
     if stored is None:
         return
@@ -132,8 +133,7 @@ def _check_window(report: Report, output: Output, plan: Plan, model: Model, name
 
 
 def _read(report: Report, where: str, read: Callable[[], np.ndarray]) -> np.ndarray | None:
-    """The stored values of one more window; None, which is noted, where the bytes do not decode."""
-    report.windows += 1
+    """Stored values, or what follows from them; None, which is noted, where the bytes do not decode."""
     try:
         return read()
     except Exception as error:  # each codec has exceptions of its own
@@ -157,17 +157,14 @@ def _check_level(report: Report, output: Output, plan: Plan, level: int) -> None
         start = draw.randrange(max(1, n - (SIDE if axis in "yx" else 1) + 1))
         region.append(Interval(start, min(n, start + (SIDE if axis in "yx" else 1))))
     where = f"level {level} at {', '.join(str(i.start) for i in region)}"
+    report.windows += 1
     stored = _read(report, where, lambda: output.read(level, region))
     if stored is None:
         return
-    try:
-        expected = pyramid.build_shard(
-            lambda below: output.read(level - 1, below),
-            tuple(region),
-            plan.layout.shapes[level - 1],
-            how=plan.reduction,
-        )
-    except Exception:  # of the level below, which was noted there
+    below, rule = plan.layout.shapes[level - 1], plan.reduction
+    expected = _read(report, f"{where}, from the level below", lambda: pyramid.build_shard(
+        lambda part: output.read(level - 1, part), tuple(region), below, how=rule))  # fmt: skip
+    if expected is None:
         return
     difference = np.abs(stored.astype(np.float64) - expected.astype(np.float64))
     _note(report, difference, 0.0, where)
