@@ -183,7 +183,7 @@ def shared(folder: Path, sizes: Sizes) -> list[str]:
         f"`python -m pipeline.infer` from a deflate BigTIFF of {side} x {side} to its output, a zstd Zarr with its "
         f"pyramid, with the {NETWORKS['unet'][0]}, tiles as the planner chooses them. Beside it the network alone: "
         "the same pixels in memory as float32, in bands, by two processes of one thread, half of the rows each. "
-        f"Medians of {sizes.rounds} rounds in turn. What the command takes for 256 x 256 pixels, "
+        f"Medians of rounds in turn, {sizes.rounds} in number. What the command takes for 256 x 256 pixels, "
         f"{begun[2]:.1f} s (one worker: {begun[1]:.1f} s), is start and end, and is taken off.",
         "",
         "| | seconds | times the network alone |",

@@ -126,6 +126,20 @@ def is_convolution(step: Step) -> bool:
     return isinstance(step, Convolution | TransposedConvolution)
 
 
+TRIED = (
+    "Tried on 2026-11-29, in alternating runs, and left out as it gained nothing or next to it:",
+    "",
+    "- within a band, steps of the finest level in turns of 32, 16, 8, 4, 2 or 1 rows: as fast down to 8 rows, then "
+    "slower (the same bits, and a quarter less memory)",
+    "- columns in blocks of 512, 1024 or 2048, so that a level's rows stay in the second-level cache: slower than all "
+    "4096 at once, though the columns that neighbours share were not even counted",
+    "- results of a step in pieces of 2, 4, 8 MB or in one: equal (4 MB are kept, for their memory)",
+    "- huge pages for arena and allocator, no memory given back to the system: 2 to 3 %",
+    "- activations within the convolutions (`mkldnn._convolution_pointwise`): it has no form that writes to a given "
+    "place, and putting its rows there takes what the activation takes now",
+)
+
+
 def kind(step: Step) -> str:
     """What a step is, in the table's words."""
     if isinstance(step, Convolution):
@@ -190,6 +204,8 @@ def profile(side: int) -> list[str]:
         "",
         f"All convolutions at their ceilings would take {least:.2f} s: {least / spent:.0%} of what they take, and "
         f"{least / total:.0%} of the run.",
+        "",
+        *TRIED,
     ]
 
 
