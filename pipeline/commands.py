@@ -90,8 +90,7 @@ def progress(label: str) -> Iterator[Callable[[Any], None]]:
 def _text(p: Any) -> str:
     rate = p.pixels / 1e6 / max(p.seconds, 1e-9)
     failed = f", {p.failed} failed" if p.failed else ""
-    left = (p.tiles - p.done) * p.seconds / max(1, p.done)
-    return f"{p.done} of {p.tiles} tiles, {rate:.1f} MP/s, {left:.0f} s left{failed}"
+    return f"{p.done} of {p.tiles} tiles, {rate:.1f} MP/s, {p.left:.0f} s left{failed}"
 
 
 def predict(images: list[str], output: str, net: Any, *, folder: bool, verify: bool, given: dict[str, Any]) -> int:

@@ -35,9 +35,18 @@ class Progress:
     tiles: int
     """Of all images; those not begun yet are taken to have as many as the others."""
     done: int
+    made: int
+    """Of those that are done, by this call; the rest was done before."""
     pixels: int
+    """Of the tiles that this call made."""
     failed: int
     seconds: float
+    """Since this call began to make them."""
+
+    @property
+    def left(self) -> float:
+        """Seconds that what is missing takes, at the speed of this call."""
+        return (self.tiles - self.done) * self.seconds / max(1, self.made)
 
 
 Report = Callable[[Progress], None]
@@ -69,7 +78,7 @@ def drive(job: Job, turns: Turns, place: Place, *, report: Report | None) -> Non
     Raises OutputError where the disk does not take the output; what is done stays done.
     """
     began, last = time.monotonic(), 0.0
-    pixels = failed = 0
+    made = pixels = failed = 0
     with closing(_results(job, turns, place)) as results:
         for item, result in results:
             number, first, stop = cast(Item, item)
@@ -84,12 +93,14 @@ def drive(job: Job, turns: Turns, place: Place, *, report: Report | None) -> Non
                     run.ledger.add(unit, records)
             new = len(range(first, min(stop, run.plan.tiles)))
             turns.done += new
+            made += new
             pixels += new * run.plan.core[0] * run.plan.core[1]
             if run.plan.tiles == 1:  # all of it was one item
                 turns.end(number)
             if report is not None and time.monotonic() - last > REPORT_EVERY:
                 last = time.monotonic()
-                report(Progress(turns.expected, turns.done, pixels, failed + len(turns.lost), last - began))
+                lost = failed + len(turns.lost)
+                report(Progress(turns.expected, turns.done, made, pixels, lost, last - began))
 
 
 def _results(job: Job, turns: Turns, place: Place) -> Generator[Outcome, None, None]:
