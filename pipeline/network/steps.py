@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.network.graph import Node, Ref, references
+from pipeline.network.graph import Node, Ref, references, replaced
 from pipeline.network.relations import (
     SAME,
     Demand,
@@ -93,7 +93,7 @@ class Step:
     then: tuple[Change, ...] = ()
     """What is done to its one result, in place."""
 
-    @property
+    @cached_property
     def output(self) -> int:
         """The first flow that it makes; all have as many rows."""
         return next(number for number in self.outputs if number is not None)
@@ -166,6 +166,11 @@ class Step:
         return {argument.name for argument in self.node.op._schema.arguments if argument.kwarg_only}
 
     @cached_property
+    def referring(self) -> dict[str, Any]:
+        """Those that refer to values."""
+        return {name: value for name, value in self.arguments.items() if references(value)}
+
+    @cached_property
     def values(self) -> list[int]:
         """What the arguments refer to, in the order of `inputs`."""
         return list(dict.fromkeys(references((self.node.args, self.node.kwargs))))
@@ -176,18 +181,13 @@ class Step:
         Writes into `room` where that is given.
         """
         held = dict(zip(self.values, tensors, strict=True))
-        args, kwargs = [], {}
-        for name, value in self.arguments.items():
-            if isinstance(value, Ref):
-                value = held[value.value]
-            elif isinstance(value, list | tuple):
-                value = [held[part.value] if isinstance(part, Ref) else part for part in value]
-            if name in changed:
-                value = changed[name]
-            if name in self.keywords:
-                kwargs[name] = value
-            else:
-                args.append(value)
+
+        def filled(value: Any) -> Any:
+            return held[value.value] if isinstance(value, Ref) else value
+
+        given = self.arguments | {name: replaced(value, filled) for name, value in self.referring.items()} | changed
+        kwargs = {name: given.pop(name) for name in self.keywords}
+        args = given.values()
         return self.node.op(*args, **kwargs) if room is None else self.writing(*args, out=room, **kwargs)
 
 
