@@ -187,6 +187,18 @@ def test_other_data_under_the_same_job_are_refused(tmp_path: Path) -> None:
         pipeline.train(job(tmp_path, steps=2, checkpoint_every=1))
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_other_held_out_data_are_refused_too(tmp_path: Path, part: str) -> None:
+    """The best weights are found by scores of the same images, and a test is of those that it was begun with."""
+    draw(tmp_path / "held", count=1)
+    held = [{"image": f"{tmp_path}/held/{{name}}.png", "label": f"{tmp_path}/held/{{name}}_label.png"}]
+    made = job(tmp_path, steps=2, checkpoint_every=1, data={**job(tmp_path)["data"], part: held})
+    (Path(pipeline.train(made).path) / "network.json").unlink()  # as if it had been killed just before
+    draw(tmp_path / "held", count=2)
+    with pytest.raises(ValueError, match="was begun with other images or labels than there are now"):
+        pipeline.train(made)
+
+
 def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
     for given, said in (
         ({"sampling": {"core": 30}}, "sampling.core=30 .* the nearest are 28 and 32"),
