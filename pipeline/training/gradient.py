@@ -114,7 +114,7 @@ def accumulate(
 
     `slope`: that of the batch's sums, which a first pass under torch.no_grad gathers; None: of a linear loss.
     At most `together` reads of one shape go through the network at a time, which bounds the memory; `grouped`, only
-    those whose places in the stream are of one group of so many, so that a pass is the same on any number of workers.
+    those whose places in the step are of one group of so many, so that a pass is the same on any number of workers.
     A core without a labelled output is not run at all.
     """
     sums = Sums.none(loss)
@@ -126,7 +126,7 @@ def accumulate(
         if kept is not None:
             labels = torch.where(torch.from_numpy(kept(sample)), labels, IGNORE)
         if (labels != IGNORE).any():
-            key = (sample.number // together if grouped else 0, *pixels.shape)
+            key = (sample.at // together if grouped else 0, *pixels.shape)
             stack = waiting.setdefault(key, [])
             stack.append((sample, pixels, labels))
             if len(stack) == together:

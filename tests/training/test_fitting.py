@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import pipeline
 from pipeline.network.memory import Alive
@@ -106,17 +107,17 @@ def test_too_little_memory_is_one_line_that_names_the_least(tmp_path: Path) -> N
 
 @given(st.integers(0, 40), st.integers(1, 12), st.integers(1, 5), st.integers(1, 4))
 def test_groups_are_dealt_whole_to_one_worker_each(first: int, count: int, group: int, world: int) -> None:
-    samples = [Sample(first + n, 0, Tile(0, NOWHERE, NOWHERE, NOWHERE)) for n in range(count)]
+    samples = [Sample(first + n, 0, Tile(0, NOWHERE, NOWHERE, NOWHERE), at=n) for n in range(count)]
     hands = [dealt(samples, rank, world, group) for rank in range(world)]
     assert sorted(s.number for hand in hands for s in hand) == [s.number for s in samples]
-    owners = {s.number: rank for rank, hand in enumerate(hands) for s in hand}
+    owners = {s.at: rank for rank, hand in enumerate(hands) for s in hand}
     assert all(owners[a] == owners[b] for a in owners for b in owners if a // group == b // group)
 
 
 def test_batch_norm_sees_the_same_passes_on_any_number_of_workers() -> None:
     """Its gradient depends on which samples share a pass, so one worker's stacks must be those of several."""
     drawn = Drawn.random(lambda: UNet(2, 2, "batch", channels=2, classes=2), [(40, 56)])
-    samples = [s for step in range(3) for s in Sampler(drawn.cores("tiles", (8, 8)), 4).step(step)]
+    samples = Sampler(drawn.cores("tiles", (8, 8)), 12).step(0)
 
     def found(world: int, together: int, grouped: bool) -> torch.Tensor:
         module = copy.deepcopy(drawn.module).train()
@@ -130,3 +131,17 @@ def test_batch_norm_sees_the_same_passes_on_any_number_of_workers() -> None:
     for world in (2, 3):
         assert torch.allclose(found(world, 3, True), stacked, rtol=0, atol=1e-10)
         assert not torch.allclose(found(world, 3, False), stacked, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(3, [3]), (5, [4, 1]), ("image", [4, 2])])
+def test_batch_norm_sees_as_many_of_a_step_together_as_there_are(batch: Any, expected: list[int]) -> None:
+    """Whichever step it is: no tile is alone in a pass that others of its step could share."""
+    drawn = Drawn.random(lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)), [(16, 24), (24, 16)])
+    module, passes = drawn.module.train(), list[int]()
+    module.register_forward_hook(lambda _, inputs, output: passes.append(len(inputs[0])))
+    sampler = Sampler(drawn.cores("tiles", (8, 8)), batch)
+    for step in range(5):
+        for rank in range(2):
+            reads = drawn.reads(dealt(sampler.step(step), rank, 2, 4))
+            accumulate(module, reads, CrossEntropy(), together=4, grouped=True)
+    assert passes == 5 * expected
