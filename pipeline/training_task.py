@@ -54,6 +54,9 @@ def task_of(job: TrainJob) -> Task:
     weights = job.class_weights
     if weights is not None and len(weights) != (named := scored(analysis.classes)):
         raise ValueError(f"class_weights={list(weights)}: the network tells {named} classes apart, give one for each")
+    held = [part for part in ("validation", "test") if getattr(job.data, part) is not None]
+    if held and not analysis.field.is_local:
+        raise ValueError(f"data.{held[0]}: the network is not local, so it cannot be scored tile by tile: leave it out")
     split = split_of(job, analysis, field, core)
     return Task(
         folder=job.run,

@@ -200,10 +200,20 @@ def test_other_held_out_data_are_refused_too(tmp_path: Path, part: str) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    group = {"architecture": "unet", "norm": "group", "base": 4}
+    unread = {"train": [{"image": str(tmp_path / "none.png"), "label": str(tmp_path / "none_label.png")}]}
     for given, said in (
         ({"sampling": {"core": 30}}, "sampling.core=30 .* the nearest are 28 and 32"),
         ({"class_weights": [1, 2, 3]}, "class_weights=.* tells 2 classes apart"),
-        ({"network": {"architecture": "unet", "norm": "group", "base": 4}}, "sampling.kind=tiles: .* not local"),
+        ({"network": group}, "sampling.kind=tiles: .* not local"),
+        (
+            {"network": group, "sampling": {"kind": "whole"}, "data": {**unread, "validation": {"fraction": 0.3}}},
+            "^data.validation: the network is not local, so it cannot be scored tile by tile: leave it out$",
+        ),
+        (
+            {"network": group, "sampling": {"kind": "whole"}, "data": {**unread, "test": {"fraction": 0.3}}},
+            "^data.test: the network is not local",
+        ),
         ({"run": "s3://bucket/run"}, "not a URL"),
         ({"batch": "some"}, "batch"),
     ):
