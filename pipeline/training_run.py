@@ -50,12 +50,11 @@ def train_job(job: TrainJob, look: Callable[[dict[str, Any]], None]) -> Trained:
     settings = job.model_dump(mode="json")
     if job.mlflow:
         require()
-    if folder.path.exists():  # said before anything is read
-        folder.begin(settings)
-        if folder.finished and (folder.path / REPORT).is_file():
-            return _trained(folder, job.steps)
+    folder.check(settings)  # said before anything is read
+    if folder.finished and (folder.path / REPORT).is_file():
+        return _trained(folder, job.steps)
     task = task_of(job)
-    folder.begin(settings)
+    folder.begin(settings)  # not before: a job with a mistake is to be mended under the same name
     with folder.driven():
         return _go_on(job, task, folder, look)
 

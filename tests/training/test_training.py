@@ -166,6 +166,8 @@ def test_another_job_under_the_same_name_is_refused_by_key(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="there is something else already"):
         pipeline.train(job(tmp_path, run=str(tmp_path / "other")))
     assert os.listdir(tmp_path / "other") == ["thesis.txt"]
+    with pytest.raises(ValueError, match="there is something else already"):
+        pipeline.train(job(tmp_path, run=str(tmp_path / "other" / "thesis.txt")))
 
 
 def test_zero_is_something_and_what_is_missing_is_off(tmp_path: Path) -> None:
@@ -220,6 +222,14 @@ def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) ->
         with pytest.raises(ValueError, match=said):
             pipeline.train(job(tmp_path, **given))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_mistake_takes_no_folder_that_was_made_for_the_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match=r"sampling\.core=30"):
+        pipeline.train(job(tmp_path, steps=1, sampling={"core": 30}))
+    assert not any((tmp_path / "run").iterdir())
+    assert pipeline.train(job(tmp_path, steps=1)).metrics["step"] == 1
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
