@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pipeline
+from pipeline.jobfile import validated
 from pipeline.network.memory import Alive
 from pipeline.network.unet import UNet
 from pipeline.tiling.geometry import Region
@@ -22,6 +23,8 @@ from pipeline.training.fitting import HEAP, most_that_fit, peak_of
 from pipeline.training.gradient import accumulate
 from pipeline.training.loss import CrossEntropy
 from pipeline.training.sampling import Sample, Sampler, dealt
+from pipeline.training_job import TrainJob
+from pipeline.training_task import passes_of
 from tests.training.drawn import Drawn, gradient_of
 from tests.training.test_training import job, weights
 
@@ -131,6 +134,17 @@ def test_batch_norm_sees_the_same_passes_on_any_number_of_workers() -> None:
     for world in (2, 3):
         assert torch.allclose(found(world, 3, True), stacked, rtol=0, atol=1e-10)
         assert not torch.allclose(found(world, 3, False), stacked, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("keep", "warns"), [(1.0, True), (0.5, False)])
+def test_workers_that_have_nothing_to_train_on_are_told_of(
+    caplog: pytest.LogCaptureFixture, keep: float, warns: bool
+) -> None:
+    """Four samples are one pass of batch norm, and eight, where half of their loss is kept, are two."""
+    data = {"train": [{"image": "/a.png", "label": "/b.png"}]}
+    made = {"run": "/r", "data": data, "batch": 4, "workers": 2, "sampling": {"loss_keep": keep}}
+    assert passes_of(validated(TrainJob, made), learns=True) == 4
+    assert ("so only 1 of 2 workers have any to train on" in caplog.text) == warns
 
 
 @pytest.mark.parametrize(("batch", "expected"), [(3, [3]), (5, [4, 1]), ("image", [4, 2])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import yaml
 from PIL import Image
 
 import pipeline
+from pipeline import commands
 from pipeline.jobfile import validated
 from pipeline.network.loading import load_network
 from pipeline.training.group import Group
@@ -263,6 +265,12 @@ def test_training_starts_from_the_weights_of_a_network_folder(tmp_path: Path) ->
         pipeline.train(job(tmp_path, run=str(tmp_path / "third"), network=first.path))
 
 
+def test_names_of_classes_outlast_further_training(tmp_path: Path) -> None:
+    made = job(tmp_path, network="nuclei", steps=1)
+    del made["normalise"]
+    assert load_network(pipeline.train(made).path).card["class_names"] == ["background", "nucleus"]
+
+
 def test_the_learning_rate_over_a_run(tmp_path: Path) -> None:
     assert [Schedule(None, 3).factor(step, 8) for step in range(1, 6)] == [0.25, 0.5, 0.75, 1, 1]
     cosine = [Schedule("cosine").factor(step, 4) for step in range(1, 5)]
@@ -455,6 +463,17 @@ def test_a_report_that_a_kill_left_out_is_written_by_the_same_command(tmp_path: 
     assert again.metrics == whole.metrics and again.resumed == 6
     assert (run / "report.html").read_text() == report
     assert {name: (run / name).stat().st_mtime_ns for name in kept} == kept
+
+
+def test_a_command_says_what_it_did_though_all_steps_were_done_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was killed after its last checkpoint is finished, and only the next command finds nothing to do."""
+    made = validated(TrainJob, job(tmp_path, steps=3))
+    (Path(pipeline.train(made).path) / "network.json").unlink()
+    for said in (r"run: 3 steps, \d+\.\d s, 3 of 3 steps were done before$", "run: finished already, nothing to do$"):
+        assert commands.train(made) == 0
+        assert re.search(said, capsys.readouterr().out.rstrip())
 
 
 def test_the_log_is_read_as_it_grows(tmp_path: Path) -> None:
