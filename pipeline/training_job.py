@@ -55,6 +55,8 @@ class Pattern(Settings):
 
 
 Patterns = Annotated[tuple[Pattern, ...], Field(min_length=1)]
+HOW_MANY = Discriminator(lambda value: "several" if isinstance(value, dict | Settings) else "one")
+"""By which of two kinds a value is judged: one, or several with a name each."""
 
 
 class Share(Settings):
@@ -65,13 +67,17 @@ class Share(Settings):
     """None: by image where there are several, by region where there is one."""
 
 
+HeldOut = Annotated[Annotated[Patterns, Tag("one")] | Annotated[Share, Tag("several")], HOW_MANY]
+"""A list like that of what is trained on, or a share of that."""
+
+
 class Data(Settings):
     """Where images and labels are, and what of them counts."""
 
     train: Patterns
-    validation: Share | Patterns | None = None
+    validation: HeldOut | None = None
     """What decides which weights result."""
-    test: Share | Patterns | None = None
+    test: HeldOut | None = None
     """What is scored once, in the end, with the network that results."""
     ignore: int | None = None
     """The label of pixels that have no loss and are not scored."""
@@ -150,10 +156,6 @@ class Augment(Settings):
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     stain: Annotated[float, Field(ge=0, lt=1)] = 0.0
     elastic: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-
-
-HOW_MANY = Discriminator(lambda value: "several" if isinstance(value, dict | Settings) else "one")
-"""By which of two kinds a value is judged: one, or several with a name each."""
 
 
 class Focal(Settings):

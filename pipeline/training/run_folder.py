@@ -59,7 +59,7 @@ class RunFolder:
             was, now = (
                 None if job.get(key) is False else job.get(key) for job in (stored, asked)
             )  # false is off: none
-            if key.split(".")[0] not in FREE and was != now:
+            if key.split(".")[0] not in FREE and repr(was) != repr(now):  # of which True and 1 are two
                 raise ValueError(
                     f"run {self.path} was begun with {key}={stored.get(key)!r}, not {asked.get(key)!r}: "
                     "give another run, or remove that folder"
