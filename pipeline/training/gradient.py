@@ -139,7 +139,15 @@ def accumulate(
 def _run(module: nn.Module, stack: list[tuple[Sample, np.ndarray, Tensor]], loss: Loss, slope: Tensor | None) -> Tensor:
     """The sums of reads of one shape, in one pass forwards and, where gradients are taken, one back."""
     like = next(module.parameters())
-    logits = module(torch.cat([batch(pixels, like.dtype, str(like.device)) for _, pixels, _ in stack]))
+    pixels = torch.cat([batch(of_read, like.dtype, str(like.device)) for _, of_read, _ in stack])
+    try:
+        logits = module(pixels)
+    except ValueError as error:  # torch's, of batch norm that is given a single value, which has no variance
+        height, width = pixels.shape[2:]
+        raise ValueError(
+            f"{height} x {width} pixels, alone in their pass, leave batch norm nothing to normalise by ({error}): "
+            "give larger images, a larger batch, freeze_norm: true or norm: none"
+        ) from None
     summed = torch.stack(
         [
             loss.sums(of_read[:, *sample.tile.crop.slices], labels.to(like.device))

@@ -173,13 +173,18 @@ def test_another_job_under_the_same_name_is_refused_by_key(tmp_path: Path) -> No
 
 
 def test_zero_is_something_and_what_is_missing_is_off(tmp_path: Path) -> None:
-    """Keys that a run was begun without came later; label 0 that is ignored is no label that is not."""
-    RunFolder(tmp_path / "run").begin({"data": {"ignore": 0}})
-    RunFolder(tmp_path / "run").begin({"data": {"ignore": 0}, "balanced": False, "clip": None})
-    for settings, said in (({"data": {"ignore": None}}, "ignore=0, not None"),
-                           ({"data": {"ignore": 0}, "balanced": True}, "balanced=None, not True")):  # fmt: skip
+    """Keys that a run was begun without came later; label 0 that is ignored is no label that is not.
+
+    Batch norm that is frozen is not what is frozen after one step, though True == 1.
+    """
+    begun = {"data": {"ignore": 0}, "freeze_norm": True}
+    RunFolder(tmp_path / "run").begin(begun)
+    RunFolder(tmp_path / "run").begin({**begun, "balanced": False, "clip": None})
+    for given, said in (({"data": {"ignore": None}}, "ignore=0, not None"),
+                        ({"balanced": True}, "balanced=None, not True"),
+                        ({"freeze_norm": 1}, "freeze_norm=True, not 1")):  # fmt: skip
         with pytest.raises(ValueError, match=said):
-            RunFolder(tmp_path / "run").begin(settings)
+            RunFolder(tmp_path / "run").begin({**begun, **given})
 
 
 def test_other_data_under_the_same_job_are_refused(tmp_path: Path) -> None:
@@ -237,6 +242,18 @@ def test_a_mistake_takes_no_folder_that_was_made_for_the_run(tmp_path: Path) -> 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^step \d+: the loss is (nan|inf): lower optimizer.lr"):
         pipeline.train(job(tmp_path, optimizer={"name": "sgd", "lr": 1e9}))
+
+
+def test_an_image_too_small_for_batch_norm_alone_ends_the_run_with_what_to_do(tmp_path: Path) -> None:
+    """Read as 16 x 16 pixels it is a single one at the bottom of the network; two of it share a pass."""
+    draw(tmp_path / "images", count=1, size=12)
+    for file in (tmp_path / "images").iterdir():
+        Image.open(file).crop((0, 0, 12, 12)).save(file)
+    network = {"architecture": "unet", "base": 2, "depth": 4, "norm": "batch"}
+    made = job(tmp_path, network=network, batch=1)
+    with pytest.raises(ValueError, match=r"^step 1: 16 x 16 pixels, alone in .*: give larger images, a larger batch, f"):
+        pipeline.train(made)
+    assert pipeline.train(job(tmp_path, run=f"{tmp_path}/b", network=network, batch=2, steps=1)).metrics["step"] == 1
 
 
 @pytest.mark.parametrize(
