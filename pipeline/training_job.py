@@ -55,8 +55,6 @@ class Pattern(Settings):
 
 
 Patterns = Annotated[tuple[Pattern, ...], Field(min_length=1)]
-HOW_MANY = Discriminator(lambda value: "several" if isinstance(value, dict | Settings) else "one")
-"""By which of two kinds a value is judged: one, or several with a name each."""
 
 
 class Share(Settings):
@@ -67,7 +65,10 @@ class Share(Settings):
     """None: by image where there are several, by region where there is one."""
 
 
-HeldOut = Annotated[Annotated[Patterns, Tag("one")] | Annotated[Share, Tag("several")], HOW_MANY]
+HeldOut = Annotated[
+    Annotated[Patterns, Tag("list")] | Annotated[Share, Tag("share")],
+    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "share"),
+]
 """A list like that of what is trained on, or a share of that."""
 
 
@@ -156,6 +157,10 @@ class Augment(Settings):
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     stain: Annotated[float, Field(ge=0, lt=1)] = 0.0
     elastic: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+HOW_MANY = Discriminator(lambda value: "several" if isinstance(value, dict | Settings) else "one")
+"""By which of two kinds a value is judged: one, or several with a name each."""
 
 
 class Focal(Settings):

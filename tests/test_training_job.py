@@ -106,6 +106,7 @@ def test_validation_may_be_a_list_like_train() -> None:
         ("data.validation={fraction: 1}", "option data.validation.fraction=1: input should be less than 1"),
         ("data.validation={fraction: 0.2, by: row}", "data.validation.by=row: input should be 'image' or 'region'"),
         ("data.validation=[{image: a.png}]", "data.validation.0.label is missing: give data.validation.0.label=..."),
+        ("data.test=0.2", "option data.test=0.2: input should be a valid dictionary or instance of Share"),
         ("data.test=[]", "option data.test=[]: tuple should have at least 1 item"),
         ("data.test={fraction: 2}", "option data.test.fraction=2: input should be less than 1"),
         ("data.ignore=black", "option data.ignore=black: input should be a valid integer"),
