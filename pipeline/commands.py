@@ -161,7 +161,7 @@ def train(job: Any) -> int:
             print(f"{Path(job.run).name}: step {line['step']} of {job.steps}, {loss}", file=sys.stderr, flush=True)
 
     result = api.train(job, look=look)
-    if result.resumed >= job.steps:
+    if result.already:
         print(f"{result.path}: finished already, nothing to do")
         return 0
     before = f", {result.resumed} of {job.steps} steps were done before" if result.resumed else ""

@@ -35,9 +35,13 @@ def submitted() -> bool:
 
 
 def _located(value: Any) -> Any:
-    """The path as an absolute one; URLs and what is no text stay as they are."""
-    if not isinstance(value, str) or "://" in value or os.path.isabs(value) or not value:
+    """The path as an absolute one, as the system spells it; URLs and what is no path stay as they are."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or "://" in value or not value:
         return value
+    if os.path.isabs(value):
+        return os.path.normpath(value)
     if submitted():
         raise ValueError("in a submitted job give an absolute path or a URL that every node sees")
     return os.path.abspath(os.path.join(getattr(value, "folder", ""), value))
@@ -45,8 +49,8 @@ def _located(value: Any) -> Any:
 
 def _located_or_named(value: Any) -> Any:
     """A built-in's name stays, a path is made absolute."""
-    if not isinstance(value, str):
-        return value
+    if not isinstance(value, str):  # a Path is never a name
+        return _located(value)
     path = os.path.join(getattr(value, "folder", ""), value)
     is_path = os.sep in value or value.endswith(".pt2") or os.path.exists(path)
     return _located(value) if is_path else value
@@ -104,6 +108,8 @@ def load_job(model: type[Model], file: str | os.PathLike[str], overrides: Sequen
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{path}{line}: not YAML: {error.problem}") from None
+    except (yaml.YAMLError, ValueError) as error:  # a control character; what looks like a date or number and is none
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if settings is None:
         settings = {}
     if not isinstance(settings, dict):
@@ -119,7 +125,7 @@ def _lay_over(settings: dict[Any, Any], override: str) -> None:
         raise ValueError(f"{override!r} is no override: write key=value, or key.sub=value")
     try:
         value = _parse(text, "")
-    except yaml.YAMLError:  # as in *.tif or {name}.png
+    except (yaml.YAMLError, ValueError):  # as in *.tif, {name}.png or 2024-99-99
         value = text
     if isinstance(value, str) and text[:1] not in "'\"":
         value = text  # as in 'part #1.tif', where YAML would see a comment

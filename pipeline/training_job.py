@@ -65,13 +65,20 @@ class Share(Settings):
     """None: by image where there are several, by region where there is one."""
 
 
+HeldOut = Annotated[
+    Annotated[Patterns, Tag("list")] | Annotated[Share, Tag("share")],
+    Discriminator(lambda value: "list" if isinstance(value, list | tuple) else "share"),
+]
+"""A list like that of what is trained on, or a share of that."""
+
+
 class Data(Settings):
     """Where images and labels are, and what of them counts."""
 
     train: Patterns
-    validation: Share | Patterns | None = None
+    validation: HeldOut | None = None
     """What decides which weights result."""
-    test: Share | Patterns | None = None
+    test: HeldOut | None = None
     """What is scored once, in the end, with the network that results."""
     ignore: int | None = None
     """The label of pixels that have no loss and are not scored."""

@@ -34,6 +34,8 @@ class Trained:
     """`step` of the weights, `loss` of the last step, the scores by validation, and as `test` those of a test."""
     resumed: int = 0
     """Steps that earlier runs had done."""
+    already: bool = False
+    """Whether nothing was left to do, the report included."""
 
 
 @torch.random.fork_rng(devices=[])
@@ -50,12 +52,11 @@ def train_job(job: TrainJob, look: Callable[[dict[str, Any]], None]) -> Trained:
     settings = job.model_dump(mode="json")
     if job.mlflow:
         require()
-    if folder.path.exists():  # said before anything is read
-        folder.begin(settings)
-        if folder.finished and (folder.path / REPORT).is_file():
-            return _trained(folder, job.steps)
+    folder.check(settings)  # said before anything is read
+    if folder.finished and (folder.path / REPORT).is_file():
+        return replace(_trained(folder, job.steps), already=True)
     task = task_of(job)
-    folder.begin(settings)
+    folder.begin(settings)  # not before: a job with a mistake is to be mended under the same name
     with folder.driven():
         return _go_on(job, task, folder, look)
 

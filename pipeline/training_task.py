@@ -54,6 +54,9 @@ def task_of(job: TrainJob) -> Task:
     weights = job.class_weights
     if weights is not None and len(weights) != (named := scored(analysis.classes)):
         raise ValueError(f"class_weights={list(weights)}: the network tells {named} classes apart, give one for each")
+    held = [part for part in ("validation", "test") if getattr(job.data, part) is not None]
+    if held and not analysis.field.is_local:
+        raise ValueError(f"data.{held[0]}: the network is not local, so it cannot be scored tile by tile: leave it out")
     split = split_of(job, analysis, field, core)
     return Task(
         folder=job.run,
@@ -61,7 +64,7 @@ def task_of(job: TrainJob) -> Task:
         arguments=network.card["arguments"],
         normalise=network.card.get("normalise") or {},
         start=None if isinstance(job.network, NewNetwork) else job.network,
-        card=card_of(job, split),
+        card=card_of(job, network, split),
         field=field,
         augment=augment,
         pairs=split.train,
@@ -101,9 +104,11 @@ def passes_of(job: TrainJob, learns: bool) -> int:
     """
     together = job.together or (GHOST if learns else STACK if job.sampling.kind == "patches" else 1)
     most = job.workers if isinstance(job.workers, int) else job.workers[1]
-    if learns and isinstance(job.batch, int) and (busy := math.ceil(job.batch / together)) < most:
-        log.warning("batch=%s: batch norm takes %s samples together, so only %s of %s workers have any to train on: "
-                    "give a larger batch, or a smaller together", job.batch, together, busy, most)  # fmt: skip
+    if learns and isinstance(job.batch, int):
+        samples = max(1, round(job.batch / job.sampling.loss_keep))  # as the sampler has it
+        if (busy := math.ceil(samples / together)) < most:
+            log.warning("batch=%s: batch norm takes %s samples together, so only %s of %s workers have any to train "
+                        "on: give a larger batch, or a smaller together", job.batch, together, busy, most)  # fmt: skip
     return together
 
 
@@ -168,8 +173,8 @@ def network_of(job: TrainJob) -> Network:
     return Network(network.module, {**network.card, "normalise": own})
 
 
-def card_of(job: TrainJob, split: Split) -> dict[str, Any]:
-    """What the resulting network's card says of where it comes from."""
+def card_of(job: TrainJob, network: Network, split: Split) -> dict[str, Any]:
+    """What the resulting network's card says of where it comes from, and its classes' names if it began with some."""
     import pipeline
 
     parts = {"train": split.train, "validation": split.validation} | ({"test": split.test} if split.test else {})
@@ -177,7 +182,9 @@ def card_of(job: TrainJob, split: Split) -> dict[str, Any]:
     counts = [sum(column) for column in zip(*(pair.counts for pair in split.train), strict=True)]
     told = job.model_dump(mode="json", exclude={"network", "data", "normalise", *FREE})
     versions = {"pipeline": pipeline.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    named = network.card.get("class_names")
     return {
+        **({"class_names": named} if named else {}),
         "data": {**names, "labelled": counts},
         "training": told,
         "versions": versions | ({"commit": commit} if (commit := _commit()) else {}),

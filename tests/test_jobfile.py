@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.analysis import Analysis
 from pipeline.config import InferJob, options
-from pipeline.jobfile import DataPath, Text, load_job
+from pipeline.jobfile import DataPath, Text, load_job, validated
 from pipeline.network.loading import load_network
 
 ROOT = Path(__file__).parents[1]
@@ -81,6 +81,20 @@ def test_paths_start_where_they_were_written(tmp_path: Path) -> None:
     assert load_job(Job, written(tmp_path, "data: [{image: a.png}]")).data[0].image == f"{tmp_path}/a.png"
 
 
+def test_paths_are_spelt_as_the_system_does(tmp_path: Path) -> None:
+    """So that files are found by a pattern with a doubled slash; in a URL it stands for something."""
+    file = written(tmp_path, "image: ['/data//./{name}.png', s3://bucket//b.tif, a//b.tif]\noutput: /results/")
+    job = load_job(InferJob, file)
+    assert job.image == ("/data/{name}.png", "s3://bucket//b.tif", f"{tmp_path}/a/b.tif")
+    assert job.output == "/results"
+
+
+def test_from_python_a_path_is_one(tmp_path: Path) -> None:
+    job = validated(InferJob, {"image": tmp_path / "a.tif", "output": Path("b.zarr"), "network": Path("nuclei")})
+    assert (job.image, job.output) == (f"{tmp_path}/a.tif", f"{tmp_path}/elsewhere/b.zarr")
+    assert job.network == f"{tmp_path}/elsewhere/nuclei"
+
+
 def test_a_network_is_a_name_unless_there_is_such_a_folder(tmp_path: Path) -> None:
     file = written(tmp_path, "{image: a.tif, output: b.zarr, network: mine}")
     assert load_job(InferJob, file).network == "mine"
@@ -140,6 +154,9 @@ def test_numbers_may_be_written_as_on_the_command_line(tmp_path: Path) -> None:
         ("image: []", ["output=b"], "job.yaml: option image=[]: "),
         ("kind: mask\nkind: logits", [], "job.yaml, line 2: not YAML: 'kind' is given twice"),
         ("kind: [", [], "job.yaml, line 1: not YAML: "),
+        ("kind: a\0b", [], "job.yaml: not YAML: unacceptable character #x0000"),
+        ("kind: 2024-99-99", [], "job.yaml: not YAML: month must be in 1..12"),
+        ("", ["kind=2024-99-99"], "option kind=2024-99-99: input should be 'mask'"),
         ("- a", [], "job.yaml: a job file is lines of key: value"),
         ("kind: mask", ["kind.x=1"], "kind.x=1: kind is 'mask', which has nothing below it"),
         ("", ["big.tif"], "'big.tif' is no override: write key=value, or key.sub=value"),

@@ -107,7 +107,7 @@ def _summary(steps: Sequence[Mapping[str, Any]], validations: Sequence[Mapping[s
     if (loss := steps[-1]["loss"]) is not None:
         said.append(f"last loss {loss:.4g}")
     if pixels := sum(record.get("pixels", 0) for record in steps):
-        said.append(f"{pixels:,.0f} labelled outputs trained on".replace(",", " "))
+        said.append(f"{pixels:,.0f} labelled outputs drawn".replace(",", " "))
     if validations:
         scores = [(record["validation"].get("mean_iou") or 0.0, -record["step"]) for record in validations]
         best, at = max(scores)

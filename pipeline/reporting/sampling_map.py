@@ -55,16 +55,17 @@ def sampling_maps(task: Task) -> list[SamplingMap]:
 
 
 def _add(counts: np.ndarray, core: Region, shape: tuple[int, int]) -> None:
-    """Counts the core where it lies in the picture; less where it covers a part of a pixel only."""
+    """Counts the core where it lies in the picture: of each pixel, the share that it covers."""
     rows, columns = (_scaled(part, of, n) for part, of, n in zip((core.y, core.x), shape, counts.shape, strict=True))
-    counts[rows[0], columns[0]] += rows[1] * columns[1]
+    counts[rows[0], columns[0]] += np.outer(rows[1], columns[1])
 
 
-def _scaled(part: Interval, of: int, pixels: int) -> tuple[slice, float]:
-    """The pixels that stand for a part of `of`, and how much of them it covers."""
-    start = min(part.start * pixels // of, pixels - 1)
-    stop = min(max(start + 1, part.stop * pixels // of), pixels)
-    return slice(start, stop), min(1.0, part.size * pixels / of / (stop - start))
+def _scaled(part: Interval, of: int, pixels: int) -> tuple[slice, np.ndarray]:
+    """The pixels that stand for a part of `of`, and how much of each it covers."""
+    start, stop = part.start * pixels / of, part.stop * pixels / of
+    first, end = int(start), min(math.ceil(stop), pixels)
+    at = np.arange(first, end)
+    return slice(first, end), np.minimum(at + 1, stop) - np.maximum(at, start)
 
 
 def _shown(shape: tuple[int, int]) -> tuple[int, int]:

@@ -114,7 +114,7 @@ def accumulate(
 
     `slope`: that of the batch's sums, which a first pass under torch.no_grad gathers; None: of a linear loss.
     At most `together` reads of one shape go through the network at a time, which bounds the memory; `grouped`, only
-    those whose places in the stream are of one group of so many, so that a pass is the same on any number of workers.
+    those whose places in the step are of one group of so many, so that a pass is the same on any number of workers.
     A core without a labelled output is not run at all.
     """
     sums = Sums.none(loss)
@@ -126,7 +126,7 @@ def accumulate(
         if kept is not None:
             labels = torch.where(torch.from_numpy(kept(sample)), labels, IGNORE)
         if (labels != IGNORE).any():
-            key = (sample.number // together if grouped else 0, *pixels.shape)
+            key = (sample.at // together if grouped else 0, *pixels.shape)
             stack = waiting.setdefault(key, [])
             stack.append((sample, pixels, labels))
             if len(stack) == together:
@@ -139,7 +139,15 @@ def accumulate(
 def _run(module: nn.Module, stack: list[tuple[Sample, np.ndarray, Tensor]], loss: Loss, slope: Tensor | None) -> Tensor:
     """The sums of reads of one shape, in one pass forwards and, where gradients are taken, one back."""
     like = next(module.parameters())
-    logits = module(torch.cat([batch(pixels, like.dtype, str(like.device)) for _, pixels, _ in stack]))
+    pixels = torch.cat([batch(of_read, like.dtype, str(like.device)) for _, of_read, _ in stack])
+    try:
+        logits = module(pixels)
+    except ValueError as error:  # torch's, of batch norm that is given a single value, which has no variance
+        height, width = pixels.shape[2:]
+        raise ValueError(
+            f"{height} x {width} pixels, alone in their pass, leave batch norm nothing to normalise by ({error}): "
+            "give larger images, a larger batch, freeze_norm: true or norm: none"
+        ) from None
     summed = torch.stack(
         [
             loss.sums(of_read[:, *sample.tile.crop.slices], labels.to(like.device))

@@ -111,7 +111,7 @@ def gradient(
                               together=task.together, grouped=grouped)  # fmt: skip
     statistics.end(group.add)
     if sums.failed:
-        raise ValueError(next(problem for problem in group.gather(sums.problem) if problem))
+        raise ValueError(f"step {step}: {next(problem for problem in group.gather(sums.problem) if problem)}")
     if not math.isfinite(loss := sums.value(task.loss) or 0.0):
         raise ValueError(f"step {step}: the loss is {loss}: lower optimizer.lr, or look at normalise")
     return sums

@@ -37,28 +37,29 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
-    def begin(self, settings: dict[str, Any]) -> None:
-        """Makes the folder for a job of these settings, or finds that it is there for the same one.
-
-        Raises ValueError, which names the key, where it was begun with other settings, and for another folder.
-        """
+    def check(self, settings: dict[str, Any]) -> None:
+        """Raises ValueError, which names the key, where it was begun with other settings, and for another folder."""
         if (self.path / JOB).is_file():
-            self._check(settings)
-        elif self.path.exists() and any(path.name != PARTIAL_JOB for path in self.path.rglob("*") if not path.is_dir()):
+            self._compare(settings)
+        elif self.path.is_file() or any(path.name != PARTIAL_JOB for path in self.path.rglob("*") if not path.is_dir()):
             raise ValueError(f"run {self.path}: there is something else already: give another folder")
-        else:  # nothing, or what a beginning leaves that was killed
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Makes the folder for a job of these settings, or finds that it is there for the same one; see `check`."""
+        self.check(settings)
+        if not (self.path / JOB).is_file():  # nothing is there, or what a beginning leaves that was killed
             self.path.mkdir(parents=True, exist_ok=True)
             _replace(self.path / JOB, yaml.safe_dump(settings, sort_keys=False).encode())
         (self.path / CHECKPOINTS).mkdir(exist_ok=True)
 
-    def _check(self, settings: dict[str, Any]) -> None:
+    def _compare(self, settings: dict[str, Any]) -> None:
         """Raises ValueError, which names the key, where the folder was begun with other settings."""
         stored, asked = (flat(job) for job in (yaml.safe_load((self.path / JOB).read_text()), settings))
         for key in (*asked, *stored):
             was, now = (
                 None if job.get(key) is False else job.get(key) for job in (stored, asked)
             )  # false is off: none
-            if key.split(".")[0] not in FREE and was != now:
+            if key.split(".")[0] not in FREE and repr(was) != repr(now):  # of which True and 1 are two
                 raise ValueError(
                     f"run {self.path} was begun with {key}={stored.get(key)!r}, not {asked.get(key)!r}: "
                     "give another run, or remove that folder"

@@ -1,8 +1,8 @@
 """Which samples a training step takes: a pure function of the step's number, so that a run can go on anywhere.
 
     stream     0   1   2   3   4 | 5   6   7   8   9 | ...     each epoch holds every core once, in an order of its own
-    step       |------ 0 ------|------ 1 ------|------ ...     `batch` samples each
-    worker     0   1   0   1     0   1   0   1   0   1         dealt to the workers in turn, one by one or in groups
+    step       |---- 0 ----|---- 1 ----|---- 2 ----| - ...     `batch` samples each
+    worker     0   1   0   0   1   0   0   1   0   0   ...     dealt in turn from each step's first, alone or in groups
 
 Cores without a label are in no epoch. A stream that is balanced has the classes in turn instead, and draws for each
 place a core with that class, by how much of it there is in the core.
@@ -17,7 +17,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Literal
 
 import numpy as np
@@ -36,6 +36,8 @@ class Sample:
     """Its place in the stream, from which everything random about it follows."""
     image: int
     tile: Tile
+    at: int = 0
+    """Its place in the step, by which samples are dealt to workers and share passes."""
 
 
 class Cores:
@@ -161,9 +163,8 @@ class Sampler:
     def step(self, number: int) -> list[Sample]:
         """The samples of that step, over all workers."""
         places = range(number * self.batch, (number + 1) * self.batch)
-        if self.by_image:
-            return [sample for place in places for sample in self._all_of(place)]
-        return [self._one(place) for place in places]
+        samples = chain.from_iterable(map(self._all_of, places)) if self.by_image else map(self._one, places)
+        return [replace(sample, at=at) for at, sample in enumerate(samples)]
 
     def kept(self, sample: Sample) -> np.ndarray:
         """Which outputs (h, w) of the sample's core keep their loss."""
@@ -193,8 +194,8 @@ class Sampler:
 
 
 def dealt(samples: Sequence[Sample], rank: int, world: int, group: int = 1) -> list[Sample]:
-    """The samples of one of `world` workers: groups of so many places in the stream go to the workers in turn."""
-    return [sample for sample in samples if sample.number // group % world == rank]
+    """The samples of a step for one of `world` workers, which take groups of so many places in turn."""
+    return [sample for sample in samples if sample.at // group % world == rank]
 
 
 def _by_class(counts: Sequence[np.ndarray | None]) -> list[tuple[np.ndarray, np.ndarray]]:

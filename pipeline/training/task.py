@@ -89,8 +89,9 @@ class Task:
 
     @property
     def data(self) -> str:
-        """A hash of what is trained on: names, sizes and the labels' counts."""
-        told = [(pair.name, pair.size, pair.region, pair.counts) for pair in self.pairs]
+        """A hash of what is trained on and what scores it: names, sizes and the labels' counts."""
+        held = [() if part is None else part.pairs for part in (self.validation, self.test)]
+        told = [[(pair.name, pair.size, pair.region, pair.counts) for pair in part] for part in (self.pairs, *held)]
         return blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
     def cut(self) -> list[Cores]:

@@ -73,6 +73,7 @@ def test_all_is_in_one_file_that_fetches_nothing(tmp_path: Path) -> None:
     page = write_report(run_folder(tmp_path), *find_examples(held_out(tmp_path), Bright().eval())).read_text()
     assert not re.search(r"https?:|<script|<link|@import|url\(", page)
     assert "200 steps" in page and "best mean IoU" in page and "at step 200" in page
+    assert "200 000 labelled outputs drawn" in page  # not trained on: with loss_keep only a share of these is
     assert page.count("<svg") == 2 and ">step</text>" in page and ">loss</text>" in page and ">mean IoU</text>" in page
     assert "<th>ground</th>" in page and "<th>nucleus</th>" in page
     assert "1 000<br>" in page and "100.0 %" in page and "250<br>" in page and "83.3 %" in page  # the last matrix

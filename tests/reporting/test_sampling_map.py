@@ -72,6 +72,16 @@ def test_large_images_and_long_runs_are_small_pictures(tmp_path: Path, monkeypat
         assert np.abs(picture - (0.25 * tint + 0.75 * COLOUR)).max() < 1
 
 
+@pytest.mark.parametrize("core", [32, 96])
+def test_an_epoch_is_once_everywhere_however_cores_fall_on_the_pixels_of_the_picture(tmp_path: Path, core: int) -> None:
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros((700, 1000, 3), np.uint8)).save(tmp_path / "images" / "0.png")
+    Image.fromarray(np.zeros((700, 1000), np.uint8)).save(tmp_path / "images" / "0_label.png")
+    made = job(tmp_path, steps=1, sampling={"kind": "tiles", "core": core}, batch="image")
+    (shown,) = sampling_maps(task_of(validated(TrainJob, made)))
+    assert shown.said == "0: 1 to 1 times, 1 on average"
+
+
 def test_the_report_of_a_run_holds_it(tmp_path: Path) -> None:
     run = pipeline.train(job(tmp_path, steps=2))
     page = (Path(run.path) / "report.html").read_text()

@@ -11,8 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import pipeline
+from pipeline.jobfile import validated
 from pipeline.network.memory import Alive
 from pipeline.network.unet import UNet
 from pipeline.tiling.geometry import Region
@@ -21,6 +23,8 @@ from pipeline.training.fitting import HEAP, most_that_fit, peak_of
 from pipeline.training.gradient import accumulate
 from pipeline.training.loss import CrossEntropy
 from pipeline.training.sampling import Sample, Sampler, dealt
+from pipeline.training_job import TrainJob
+from pipeline.training_task import passes_of
 from tests.training.drawn import Drawn, gradient_of
 from tests.training.test_training import job, weights
 
@@ -106,17 +110,17 @@ def test_too_little_memory_is_one_line_that_names_the_least(tmp_path: Path) -> N
 
 @given(st.integers(0, 40), st.integers(1, 12), st.integers(1, 5), st.integers(1, 4))
 def test_groups_are_dealt_whole_to_one_worker_each(first: int, count: int, group: int, world: int) -> None:
-    samples = [Sample(first + n, 0, Tile(0, NOWHERE, NOWHERE, NOWHERE)) for n in range(count)]
+    samples = [Sample(first + n, 0, Tile(0, NOWHERE, NOWHERE, NOWHERE), at=n) for n in range(count)]
     hands = [dealt(samples, rank, world, group) for rank in range(world)]
     assert sorted(s.number for hand in hands for s in hand) == [s.number for s in samples]
-    owners = {s.number: rank for rank, hand in enumerate(hands) for s in hand}
+    owners = {s.at: rank for rank, hand in enumerate(hands) for s in hand}
     assert all(owners[a] == owners[b] for a in owners for b in owners if a // group == b // group)
 
 
 def test_batch_norm_sees_the_same_passes_on_any_number_of_workers() -> None:
     """Its gradient depends on which samples share a pass, so one worker's stacks must be those of several."""
     drawn = Drawn.random(lambda: UNet(2, 2, "batch", channels=2, classes=2), [(40, 56)])
-    samples = [s for step in range(3) for s in Sampler(drawn.cores("tiles", (8, 8)), 4).step(step)]
+    samples = Sampler(drawn.cores("tiles", (8, 8)), 12).step(0)
 
     def found(world: int, together: int, grouped: bool) -> torch.Tensor:
         module = copy.deepcopy(drawn.module).train()
@@ -130,3 +134,28 @@ def test_batch_norm_sees_the_same_passes_on_any_number_of_workers() -> None:
     for world in (2, 3):
         assert torch.allclose(found(world, 3, True), stacked, rtol=0, atol=1e-10)
         assert not torch.allclose(found(world, 3, False), stacked, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("keep", "warns"), [(1.0, True), (0.5, False)])
+def test_workers_that_have_nothing_to_train_on_are_told_of(
+    caplog: pytest.LogCaptureFixture, keep: float, warns: bool
+) -> None:
+    """Four samples are one pass of batch norm, and eight, where half of their loss is kept, are two."""
+    data = {"train": [{"image": "/a.png", "label": "/b.png"}]}
+    made = {"run": "/r", "data": data, "batch": 4, "workers": 2, "sampling": {"loss_keep": keep}}
+    assert passes_of(validated(TrainJob, made), learns=True) == 4
+    assert ("so only 1 of 2 workers have any to train on" in caplog.text) == warns
+
+
+@pytest.mark.parametrize(("batch", "expected"), [(3, [3]), (5, [4, 1]), ("image", [4, 2])])
+def test_batch_norm_sees_as_many_of_a_step_together_as_there_are(batch: Any, expected: list[int]) -> None:
+    """Whichever step it is: no tile is alone in a pass that others of its step could share."""
+    drawn = Drawn.random(lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)), [(16, 24), (24, 16)])
+    module, passes = drawn.module.train(), list[int]()
+    module.register_forward_hook(lambda _, inputs, output: passes.append(len(inputs[0])))
+    sampler = Sampler(drawn.cores("tiles", (8, 8)), batch)
+    for step in range(5):
+        for rank in range(2):
+            reads = drawn.reads(dealt(sampler.step(step), rank, 2, 4))
+            accumulate(module, reads, CrossEntropy(), together=4, grouped=True)
+    assert passes == 5 * expected

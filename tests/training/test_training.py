@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import yaml
 from PIL import Image
 
 import pipeline
+from pipeline import commands
 from pipeline.jobfile import validated
 from pipeline.network.loading import load_network
 from pipeline.training.group import Group
@@ -166,16 +168,23 @@ def test_another_job_under_the_same_name_is_refused_by_key(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="there is something else already"):
         pipeline.train(job(tmp_path, run=str(tmp_path / "other")))
     assert os.listdir(tmp_path / "other") == ["thesis.txt"]
+    with pytest.raises(ValueError, match="there is something else already"):
+        pipeline.train(job(tmp_path, run=str(tmp_path / "other" / "thesis.txt")))
 
 
 def test_zero_is_something_and_what_is_missing_is_off(tmp_path: Path) -> None:
-    """Keys that a run was begun without came later; label 0 that is ignored is no label that is not."""
-    RunFolder(tmp_path / "run").begin({"data": {"ignore": 0}})
-    RunFolder(tmp_path / "run").begin({"data": {"ignore": 0}, "balanced": False, "clip": None})
-    for settings, said in (({"data": {"ignore": None}}, "ignore=0, not None"),
-                           ({"data": {"ignore": 0}, "balanced": True}, "balanced=None, not True")):  # fmt: skip
+    """Keys that a run was begun without came later; label 0 that is ignored is no label that is not.
+
+    Batch norm that is frozen is not what is frozen after one step, though True == 1.
+    """
+    begun = {"data": {"ignore": 0}, "freeze_norm": True}
+    RunFolder(tmp_path / "run").begin(begun)
+    RunFolder(tmp_path / "run").begin({**begun, "balanced": False, "clip": None})
+    for given, said in (({"data": {"ignore": None}}, "ignore=0, not None"),
+                        ({"balanced": True}, "balanced=None, not True"),
+                        ({"freeze_norm": 1}, "freeze_norm=True, not 1")):  # fmt: skip
         with pytest.raises(ValueError, match=said):
-            RunFolder(tmp_path / "run").begin(settings)
+            RunFolder(tmp_path / "run").begin({**begun, **given})
 
 
 def test_other_data_under_the_same_job_are_refused(tmp_path: Path) -> None:
@@ -187,11 +196,33 @@ def test_other_data_under_the_same_job_are_refused(tmp_path: Path) -> None:
         pipeline.train(job(tmp_path, steps=2, checkpoint_every=1))
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_other_held_out_data_are_refused_too(tmp_path: Path, part: str) -> None:
+    """The best weights are found by scores of the same images, and a test is of those that it was begun with."""
+    draw(tmp_path / "held", count=1)
+    held = [{"image": f"{tmp_path}/held/{{name}}.png", "label": f"{tmp_path}/held/{{name}}_label.png"}]
+    made = job(tmp_path, steps=2, checkpoint_every=1, data={**job(tmp_path)["data"], part: held})
+    (Path(pipeline.train(made).path) / "network.json").unlink()  # as if it had been killed just before
+    draw(tmp_path / "held", count=2)
+    with pytest.raises(ValueError, match="was begun with other images or labels than there are now"):
+        pipeline.train(made)
+
+
 def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) -> None:
+    group = {"architecture": "unet", "norm": "group", "base": 4}
+    unread = {"train": [{"image": str(tmp_path / "none.png"), "label": str(tmp_path / "none_label.png")}]}
     for given, said in (
         ({"sampling": {"core": 30}}, "sampling.core=30 .* the nearest are 28 and 32"),
         ({"class_weights": [1, 2, 3]}, "class_weights=.* tells 2 classes apart"),
-        ({"network": {"architecture": "unet", "norm": "group", "base": 4}}, "sampling.kind=tiles: .* not local"),
+        ({"network": group}, "sampling.kind=tiles: .* not local"),
+        (
+            {"network": group, "sampling": {"kind": "whole"}, "data": {**unread, "validation": {"fraction": 0.3}}},
+            "^data.validation: the network is not local, so it cannot be scored tile by tile: leave it out$",
+        ),
+        (
+            {"network": group, "sampling": {"kind": "whole"}, "data": {**unread, "test": {"fraction": 0.3}}},
+            "^data.test: the network is not local",
+        ),
         ({"run": "s3://bucket/run"}, "not a URL"),
         ({"batch": "some"}, "batch"),
     ):
@@ -200,9 +231,29 @@ def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+def test_a_mistake_takes_no_folder_that_was_made_for_the_run(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ValueError, match=r"sampling\.core=30"):
+        pipeline.train(job(tmp_path, steps=1, sampling={"core": 30}))
+    assert not any((tmp_path / "run").iterdir())
+    assert pipeline.train(job(tmp_path, steps=1)).metrics["step"] == 1
+
+
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^step \d+: the loss is (nan|inf): lower optimizer.lr"):
         pipeline.train(job(tmp_path, optimizer={"name": "sgd", "lr": 1e9}))
+
+
+def test_an_image_too_small_for_batch_norm_alone_ends_the_run_with_what_to_do(tmp_path: Path) -> None:
+    """Read as 16 x 16 pixels it is a single one at the bottom of the network; two of it share a pass."""
+    draw(tmp_path / "images", count=1, size=12)
+    for file in (tmp_path / "images").iterdir():
+        Image.open(file).crop((0, 0, 12, 12)).save(file)
+    network = {"architecture": "unet", "base": 2, "depth": 4, "norm": "batch"}
+    made = job(tmp_path, network=network, batch=1)
+    with pytest.raises(ValueError, match=r"^step 1: 16 x 16 pixels, alone in .*: give larger images, a larger batch"):
+        pipeline.train(made)
+    assert pipeline.train(job(tmp_path, run=f"{tmp_path}/b", network=network, batch=2, steps=1)).metrics["step"] == 1
 
 
 @pytest.mark.parametrize(
@@ -229,6 +280,12 @@ def test_training_starts_from_the_weights_of_a_network_folder(tmp_path: Path) ->
     assert torch.allclose(weights(pipeline.train(asked).path), weights(first.path), atol=1e-8)
     with pytest.raises(ValueError, match="has its own normalisation"):
         pipeline.train(job(tmp_path, run=str(tmp_path / "third"), network=first.path))
+
+
+def test_names_of_classes_outlast_further_training(tmp_path: Path) -> None:
+    made = job(tmp_path, network="nuclei", steps=1)
+    del made["normalise"]
+    assert load_network(pipeline.train(made).path).card["class_names"] == ["background", "nucleus"]
 
 
 def test_the_learning_rate_over_a_run(tmp_path: Path) -> None:
@@ -423,6 +480,17 @@ def test_a_report_that_a_kill_left_out_is_written_by_the_same_command(tmp_path: 
     assert again.metrics == whole.metrics and again.resumed == 6
     assert (run / "report.html").read_text() == report
     assert {name: (run / name).stat().st_mtime_ns for name in kept} == kept
+
+
+def test_a_command_says_what_it_did_though_all_steps_were_done_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was killed after its last checkpoint is finished, and only the next command finds nothing to do."""
+    made = validated(TrainJob, job(tmp_path, steps=3))
+    (Path(pipeline.train(made).path) / "network.json").unlink()
+    for said in (r"run: 3 steps, \d+\.\d s, 3 of 3 steps were done before$", "run: finished already, nothing to do$"):
+        assert commands.train(made) == 0
+        assert re.search(said, capsys.readouterr().out.rstrip())
 
 
 def test_the_log_is_read_as_it_grows(tmp_path: Path) -> None:
