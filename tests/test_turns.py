@@ -161,6 +161,20 @@ def test_a_job_opens_nothing_and_a_worker_few(net: nn.Module, tmp_path: Path) ->
     assert files(tmp_path) == 0
 
 
+def test_a_result_is_read_from_any_working_directory(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by those who asked for its array before: where zarr finds no shard, it gives zeros without a word."""
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path, 1)
+    result = pipeline.predict("0.tif", net, "o.zarr", kind="logits", workers=1)
+    array, lazy, pixels = result.array, result.dask, result.array[:]
+    monkeypatch.chdir("/")
+    assert result.path == "o.zarr" and pixels.any()
+    for again in (array[:], lazy.compute(), result.array[:], result.dask.compute()):
+        np.testing.assert_array_equal(again, pixels)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_copies_in_scratch_are_there_while_they_are_needed(
     workers: int, net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -80,7 +80,7 @@ class Location(Protocol):
         """Whether a path or URL lies in this place."""
 
     def zarr_store(self) -> Any:
-        """A read-only store of zarr for what lies here."""
+        """A read-only store of zarr for what lies here, whatever the working directory becomes."""
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
@@ -197,4 +197,4 @@ class Folder:
     def zarr_store(self) -> Any:
         from zarr.storage import LocalStore
 
-        return LocalStore(self.path, read_only=True)
+        return LocalStore(self.everywhere(), read_only=True)
