@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.storage import scratch
+from pipeline.storage.arrays import over_anywhere
 from pipeline.storage.cache import ChunkCache
-from pipeline.storage.location import is_url, local_path
+from pipeline.storage.location import anywhere, is_url, local_path
 from pipeline.storage.opening import identity, open_source
 from pipeline.storage.source import Direct, ImageReadError, Index, Metadata, Source
 from pipeline.tiling.geometry import Interval, Region
@@ -47,10 +48,12 @@ def open_image(
 
 
 def asked_for(source: Any, axes: str | None, level: int, channels: int | None, time: int) -> tuple[Any, dict[str, Any]]:
-    """The source, a path such that it means the same in another working directory, and the options of an Image."""
+    """The source such that it means the same in another working directory, and the options of an Image."""
     if isinstance(source, str | os.PathLike):
         source = local_path(source)
         source = source if is_url(source) else os.path.abspath(source)
+    else:
+        source = over_anywhere(source) if hasattr(source, "dask") else anywhere(source)
     return source, {"axes": axes.upper() if axes else None, "level": level, "channels": channels, "time": time}
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.storage import tiff
 from pipeline.storage.cache import ChunkCache
 from pipeline.storage.image import Image, ImageReadError, open_image
+from pipeline.storage.reference import refer
 from pipeline.tiling.geometry import Region
 
 RNG = np.random.default_rng(0)
@@ -214,6 +218,21 @@ def test_a_relative_path_is_found_from_another_folder(
     data = pickle.dumps(open_image("tiled.tif"))
     monkeypatch.chdir("/")
     assert pickle.loads(data).shape == CYX.shape
+
+
+@pytest.mark.parametrize("over", [None, da.from_zarr, da.from_array])
+def test_zarr_arrays_are_read_from_another_folder(
+    over: Callable[..., Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are below a dask array: of a relative store zarr would find no chunk, and read zeros."""
+    monkeypatch.chdir(tmp_path)
+    zarr.open_group("a.zarr").create_array("in/0", data=CYX, chunks=(1, 32, 32))
+    array = zarr.open_array("a.zarr", path="in/0", mode="r")
+    image = open_image(array if over is None else over(array)[:, 1:])
+    data, pixels = pickle.dumps(refer(image)), whole(image)
+    assert pixels.any()
+    monkeypatch.chdir("/")
+    assert np.array_equal(whole(pickle.loads(data).reopen()), pixels) and np.array_equal(whole(image), pixels)
 
 
 def test_identity_is_of_content_not_of_place(tiled: str, tmp_path: Path) -> None:
