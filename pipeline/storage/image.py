@@ -16,7 +16,7 @@ from pipeline.storage import scratch
 from pipeline.storage.arrays import over_anywhere
 from pipeline.storage.cache import ChunkCache
 from pipeline.storage.location import anywhere, is_url, local_path
-from pipeline.storage.opening import identity, open_source
+from pipeline.storage.opening import Version, identity, open_source, version
 from pipeline.storage.source import Direct, ImageReadError, Index, Metadata, Source
 from pipeline.tiling.geometry import Interval, Region
 
@@ -62,6 +62,7 @@ class Image:
 
     def __init__(self, source: Any, options: dict[str, Any]) -> None:
         self._source_given, self._options = source, options
+        self.version = version(source)
         self._original: Source = open_source(source, **options)
         self._source = self._original
         self._scratch: scratch.Scratch | None = None
@@ -273,6 +274,16 @@ class Image:
             return True
         with self._lock:
             return self._identity == "sha256:" + identity(self._original)
+
+    def is_replaced(self, then: Version | None) -> bool:
+        """Whether another file lies here than `then`, or than was identified at a URL, as far as that is told at once.
+
+        Nothing tells it on another machine, where the same image may be a copy of another time.
+        """
+        if self._meta.etag:
+            return not self.is_same()
+        now = self.version
+        return then is not None and now is not None and then[0] == now[0] and then != now
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opens itself anew elsewhere: from its copy, if there is one, which this process keeps and removes."""

@@ -235,6 +235,27 @@ def test_zarr_arrays_are_read_from_another_folder(
     assert np.array_equal(whole(pickle.loads(data).reopen()), pixels) and np.array_equal(whole(image), pixels)
 
 
+@pytest.mark.parametrize("kind", ["npy", "zarr", "a zarr array"])
+def test_a_file_that_is_replaced_is_not_opened_again(kind: str, tmp_path: Path) -> None:
+    def save(path: Path, pixels: np.ndarray) -> None:
+        if kind == "npy":
+            with path.open("wb") as file:
+                np.save(file, pixels)
+        else:
+            zarr.create_array(str(path), data=pixels, chunks=(3, 32, 32))
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    save(old, CYX)
+    save(new, CYX ^ 1)
+    image = refer(old if kind != "a zarr array" else zarr.open_array(str(old), mode="r"))
+    assert image.open().identity() == pickle.loads(pickle.dumps(image)).reopen().identity()
+    old.rename(tmp_path / "gone")
+    new.rename(old)
+    for again in (image.open, pickle.loads(pickle.dumps(image)).reopen):
+        with pytest.raises(ImageReadError, match=r"old.* was replaced while the run went on"):
+            again()
+
+
 def test_identity_is_of_content_not_of_place(tiled: str, tmp_path: Path) -> None:
     first = open_image(tiled).identity()
     moved = tmp_path / "elsewhere.tif"
