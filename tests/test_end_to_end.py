@@ -244,6 +244,18 @@ def test_convert_keeps_every_pixel(big: Path, tmp_path: Path, typed: Typed) -> N
         assert b.shape == a.shape
 
 
+def test_convert_keeps_complex_pixels(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pixels = (random.normal(size=(1, 70, 90)) + 1j * random.normal(size=(1, 70, 90))).astype(np.complex64)
+    pixels[0, 3, 4] = complex(np.nan, np.inf)
+    result = pipeline.convert(pixels, tmp_path / "o.zarr", workers=1)
+    np.testing.assert_array_equal(result.array[:], pixels)
+    assert pipeline.verify(result.path, pixels).ok
+    plant(result, lambda stored: np.copyto(stored, stored.conj()))
+    report = pipeline.verify(result.path, pixels)
+    assert not report.ok and 0 < report.max_difference < np.inf
+
+
 def test_planes_of_a_volume_run_one_by_one(tmp_path: Path) -> None:
     net = integer_weights_(convolutions())
     image = np.random.default_rng(0).integers(0, 9, (1, 3, 40, 50), np.uint8)
