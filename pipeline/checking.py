@@ -121,12 +121,13 @@ def _check_window(report: Report, output: Output, plan: Plan, model: Model, name
     else:
         logits = model.blended(tile) if plan.mode == "blend" else model.logits(model.reading(read, plane).all())
         logits = logits if plan.mode == "blend" else logits[:, *crop.slices]
-        relative = TOLERANCE[plan.precision] * max(1.0, float(logits.abs().max()))
+        finite = logits[logits.isfinite()].abs()
+        relative = TOLERANCE[plan.precision] * max(1.0, float(finite.max()) if finite.numel() else 0.0)
         expected = encode(logits, plan).reshape(stored.shape)
         tolerance = 1.0 if stored.dtype == np.uint8 and plan.kind == "probability" else relative
         unsure = _unsure(logits, 2 * relative).reshape(stored.shape) if plan.kind == "mask" else None
         tolerance = 0.0 if plan.kind == "mask" else tolerance
-    difference = np.abs(stored.astype(np.float64) - expected.astype(np.float64))
+    difference = _difference(stored, expected)
     if unsure is not None:
         difference[unsure] = 0
     _note(report, difference, tolerance, where)
@@ -166,12 +167,21 @@ def _check_level(report: Report, output: Output, plan: Plan, level: int) -> None
         lambda part: output.read(level - 1, part), tuple(region), below, how=rule))  # fmt: skip
     if expected is None:
         return
-    difference = np.abs(stored.astype(np.float64) - expected.astype(np.float64))
-    _note(report, difference, 0.0, where)
+    _note(report, _difference(stored, expected), 0.0, where)
+
+
+def _difference(stored: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Of each value; none where both are NaN or the same infinity, infinite where one alone is."""
+    wide = np.result_type(stored, np.float64)
+    a, b = stored.astype(wide), expected.astype(wide)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):  # inf - inf
+        difference = np.abs(a - b)
+    return np.where(same, 0.0, np.where(np.isnan(difference), np.inf, difference))
 
 
 def _note(report: Report, difference: np.ndarray, tolerance: float, where: str) -> None:
-    largest = float(np.nanmax(difference, initial=0.0))
+    largest = float(np.max(difference, initial=0.0))
     if largest >= report.max_difference:
         report.max_difference, report.where = largest, where
     report.tolerance = max(report.tolerance, tolerance)

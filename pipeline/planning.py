@@ -45,6 +45,8 @@ def plan_any(image: Image, analysis: Analysis | None, options: Options) -> Plan:
 def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
     """The plan for one image. Raises ValueError for all that the user can mend."""
     network, field = analysis.network, analysis.field
+    if image.dtype.kind == "c":
+        raise ValueError(f"the image holds {image.dtype}: give its magnitude, or its parts as channels")
     channels = pick_channels(image, analysis.channels, options, network.name)
     size = (image.shape[-2], image.shape[-1])
     planes = image.shape[1] if len(image.shape) == 4 else 1

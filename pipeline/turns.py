@@ -36,6 +36,9 @@ class Result:
     """A finished output, or an unfinished one with the failures that are in its way."""
 
     path: str
+    """As it was given."""
+    place: str
+    """The same path or URL, as it is valid in any working directory."""
     plan: Plan
     resumed: int = 0
     """Units that an earlier run had done."""
@@ -44,7 +47,7 @@ class Result:
     @property
     def array(self) -> Any:
         """The finest level, a zarr array."""
-        return open_output(self.path).arrays[0]
+        return open_output(self.place).arrays[0]
 
     @property
     def dask(self) -> Any:
@@ -159,7 +162,8 @@ class Turns:
         """Lets go of all that the run of an image holds."""
         run = self.open.pop(number)
         run.close()
-        self.results[number] = Result(run.output.path, run.plan, run.resumed, run.failures)
+        place = run.output.location
+        self.results[number] = Result(str(place), place.everywhere(), run.plan, run.resumed, run.failures)
 
     def close(self) -> None:
         """Ends what is open, also where not all is done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -88,7 +88,8 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
         if job.network is not None and plan.band:
             channels = job.network.channels or len(plan.image["channels"])
             bands = program(plan.precision, channels, plan.folded)
-        model = Model(job.images[number].reopen(), plan, module(plan.precision), device, bands)
+        image = replace(job.images[number], identity=plan.image["identity"]).reopen()
+        model = Model(image, plan, module(plan.precision), device, bands)
         return Worker(output, model)
 
     workers = Kept(2, begin, Worker.close)
@@ -265,5 +266,5 @@ def encode(logits: torch.Tensor, plan: Plan) -> np.ndarray:
         return values.cpu().numpy().astype(dtype)
     p = probability(logits, plan.activation)
     if dtype == np.uint8:
-        p = (p * 255).round_().clamp_(0, 255)
+        p = (p * 255).round_().clamp_(0, 255).nan_to_num_(0)  # uint8 has no NaN, and what a cast makes of one varies
     return p.cpu().numpy().astype(dtype, copy=False)

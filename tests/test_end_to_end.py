@@ -22,6 +22,8 @@ import pipeline
 from pipeline import previewing
 from pipeline.analysis import Analysis
 from pipeline.api import TilesFailed
+from pipeline.stitching.ledger import Ledger
+from pipeline.storage.output import open_output
 from pipeline.tiling.geometry import Region
 from tests.zoo import integer_weights_
 
@@ -118,21 +120,58 @@ def test_verify_names_a_shard_whose_bytes_are_not_what_was_written(harm: str, bi
     assert done.returncode == 1 and name in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
-def test_verify_finds_a_planted_seam(big: Path, tmp_path: Path) -> None:
-    result = pipeline.predict(str(big), "unet-tiny", tmp_path / "o.zarr", kind="logits", tile=(320, 352), workers=1)
-    assert pipeline.verify(result.path).ok
-    from pipeline.stitching.ledger import Ledger
-    from pipeline.storage.output import open_output
-
+def plant(result: pipeline.Result, change: Callable[[np.ndarray], None]) -> None:
+    """Changes what the first tile wrote, and the ledger with it."""
     output = open_output(result.path)
     level, region = result.plan.region_of(0)
     pixels = output.read(level, region)
-    pixels[:, -3:] += 0.5
+    change(pixels)
     records = output.write(level, region, pixels)
-    with Ledger.open(tmp_path / "o.zarr" / "ledger", result.plan.fingerprint, result.plan.units) as ledger:
+    with Ledger.open(Path(result.path) / "ledger", result.plan.fingerprint, result.plan.units) as ledger:
         ledger.add(0, records)
+
+
+def test_verify_finds_a_planted_seam(big: Path, tmp_path: Path) -> None:
+    result = pipeline.predict(str(big), "unet-tiny", tmp_path / "o.zarr", kind="logits", tile=(320, 352), workers=1)
+    assert pipeline.verify(result.path).ok
+
+    def seam(pixels: np.ndarray) -> None:
+        pixels[:, -3:] += 0.5
+
+    plant(result, seam)
     report = pipeline.verify(result.path)
     assert not report.ok and any("tile junction" in place or "level 1" in place for place in report.places)
+
+
+@pytest.mark.parametrize("harm", [np.nan, np.inf, 1000.0])
+def test_verify_sees_what_is_no_number(harm: float, tmp_path: Path) -> None:
+    """float16 ends at 65504: infinities that the network itself gives are sound, and excuse nothing beside them."""
+    net = nn.Conv2d(1, 1, 1).eval()
+    nn.init.constant_(net.weight, 300)
+    image = np.random.default_rng(0).integers(0, 256, (1, 60, 60), np.uint8)
+    result = pipeline.predict(image, net, tmp_path / "o.zarr", kind="logits", precision="float16", workers=1)
+    assert 0 < np.isinf(result.array[:]).mean() < 0.5
+    report = pipeline.verify(result.path, image, net)
+    assert report.ok and report.max_difference < report.tolerance < 400
+
+    def change(pixels: np.ndarray) -> None:
+        pixels[np.isfinite(pixels)] += harm
+
+    plant(result, change)
+    report = pipeline.verify(result.path, image, net)
+    assert not report.ok and report.max_difference == (1000 if harm == 1000 else np.inf)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(("store", "stored"), [("uint8", 0), ("float32", np.nan)])
+def test_nan_in_an_image_is_no_probability(store: str, stored: float, tmp_path: Path) -> None:
+    """Nor a warning, with lines of code, of each worker."""
+    image = np.random.default_rng(0).random((1, 40, 40), np.float32)
+    image[0, 5:9, 7] = np.nan
+    result = pipeline.predict(image, nn.Conv2d(1, 2, 1).eval(), tmp_path / "o.zarr", kind="probability", store=store,
+                              workers=1)  # fmt: skip
+    np.testing.assert_array_equal(result.array[:, 5:9, 7], np.full((2, 4), stored))
+    assert (result.array[:] > 0).sum() == 2 * (40 * 40 - 4)
 
 
 def test_many_images_into_a_folder_and_the_bad_one_is_named(tmp_path: Path) -> None:
@@ -215,6 +254,18 @@ def test_convert_keeps_every_pixel(big: Path, tmp_path: Path, typed: Typed) -> N
     with pipeline.open_image(big) as a, pipeline.open_image(tmp_path / "big.ome.zarr") as b:
         np.testing.assert_array_equal(a.dask.compute(), b.dask.compute())
         assert b.shape == a.shape
+
+
+def test_convert_keeps_complex_pixels(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    pixels = (random.normal(size=(1, 70, 90)) + 1j * random.normal(size=(1, 70, 90))).astype(np.complex64)
+    pixels[0, 3, 4] = complex(np.nan, np.inf)
+    result = pipeline.convert(pixels, tmp_path / "o.zarr", workers=1)
+    np.testing.assert_array_equal(result.array[:], pixels)
+    assert pipeline.verify(result.path, pixels).ok
+    plant(result, lambda stored: np.copyto(stored, stored.conj()))
+    report = pipeline.verify(result.path, pixels)
+    assert not report.ok and 0 < report.max_difference < np.inf
 
 
 def test_planes_of_a_volume_run_one_by_one(tmp_path: Path) -> None:

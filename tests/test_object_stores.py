@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pipeline.stitching import lease
 from pipeline.storage.location import location_of
 from pipeline.storage.output import open_output
 from pipeline.storage.reference import refer
+from pipeline.storage.source import ImageReadError
 
 PIXELS = np.random.default_rng(5).integers(0, 255, (500, 700, 3), np.uint8)
 OPTIONS = ["--tile", "256,256", "--kind", "probability"]
@@ -173,6 +175,17 @@ def test_each_node_is_asked_for_what_is_in_the_bucket(bucket: str, image: str) -
         assert check() is None
         obstore.put(from_url(f"{bucket}/o.zarr"), "ledger/token", b"another run's")
         assert "is not seen" in str(check())
+
+
+def test_an_object_that_is_replaced_is_not_opened_again(bucket: str, image: str) -> None:
+    with refer(image).open() as opened:
+        seen = replace(refer(image), identity=opened.identity())
+    seen.reopen().close()
+    other = bytearray(obstore.get(from_url(bucket), "images/big.tif").bytes())
+    other[-1] ^= 1
+    obstore.put(from_url(bucket), "images/big.tif", bytes(other))
+    with pytest.raises(ImageReadError, match=r"big\.tif was replaced while the run went on"):
+        seen.reopen()
 
 
 def test_convert_and_open_again(bucket: str, image: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import socket
 import tempfile
 from contextlib import closing
 from pathlib import Path
@@ -32,11 +33,15 @@ def test_a_folder_of_the_same_name_elsewhere_is_not_the_output(tmp_path: Path) -
         assert "is not seen" in str(check())
 
 
-def test_an_image_of_the_same_name_elsewhere_is_not_the_image(tmp_path: Path) -> None:
+def test_an_image_of_the_same_name_elsewhere_is_not_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the same image may be a copy, made at another time."""
     np.save(tmp_path / "a.npy", np.zeros((1, 9, 9)))
     with open_image(tmp_path / "a.npy") as image:
         image.identity()
         sent = pickle.dumps(preflight([refer(image)], []))
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    np.save(tmp_path / "a.npy", np.zeros((1, 9, 9)))
+    assert pickle.loads(sent)() is None
     np.save(tmp_path / "a.npy", np.ones((1, 9, 9)))
     assert "is not the image of that name" in str(pickle.loads(sent)())
 

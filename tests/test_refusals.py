@@ -97,6 +97,14 @@ def test_a_folder_of_outputs_must_be_a_folder(image: Path, net: nn.Module, tmp_p
     assert contents(tmp_path) == before
 
 
+def test_complex_pixels_are_refused_as_no_network_takes_them(net: nn.Module, tmp_path: Path) -> None:
+    """Rather than their imaginary parts left out."""
+    np.save(tmp_path / "a.npy", np.full((3, 20, 20), 1 + 2j, np.complex64))
+    with pytest.raises(ValueError, match="holds complex64: give its magnitude, or its parts as channels"):
+        pipeline.predict(tmp_path / "a.npy", net, tmp_path / "o.zarr", workers=1)
+    assert not (tmp_path / "o.zarr").exists()
+
+
 def test_a_pipe_is_no_image(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.tif")
     with pytest.raises(ValueError, match=r"pipe\.tif is neither a file nor a folder"):

@@ -147,6 +147,26 @@ def test_what_fails_is_named_and_the_rest_is_finished(net: nn.Module, tmp_path: 
     assert [Path(result.path).stem for result in failed.value.results] == ["0", "3", "image-6"]
 
 
+def test_an_image_that_is_replaced_meanwhile_fails_alone(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planned already or not: a plan's identity is that of the pixels that were read."""
+    monkeypatch.setattr(running, "REPORT_EVERY", 0.0)
+    monkeypatch.setattr(turns, "FIRST", 2)
+    (tmp_path / "new").mkdir()
+    images, others = draw(tmp_path, 5), draw(tmp_path / "new", 5)[::-1]
+
+    def report(progress: Any) -> None:
+        for number in (1, 4):
+            if progress.done == 1:
+                os.replace(others[number], images[number])
+
+    with pytest.raises(TilesFailed, match=r"1 of 5 images failed: \S*/4.tif.* 1 tiles failed: \S*/1.zarr") as failed:
+        pipeline.predict(images, net, tmp_path / "out", workers=1, report=report)
+    assert str(failed.value).count(".tif was replaced while the run went on: give the same command again") == 2
+    assert [bool(result.failures) for result in failed.value.results] == [False, True, False, False]
+
+
 def test_a_job_opens_nothing_and_a_worker_few(net: nn.Module, tmp_path: Path) -> None:
     images = draw(tmp_path, 6)
     outputs = [result.path for result in pipeline.predict(images, net, tmp_path / "out", workers=1)]
@@ -159,6 +179,20 @@ def test_a_job_opens_nothing_and_a_worker_few(net: nn.Module, tmp_path: Path) ->
         assert files(tmp_path) <= 2
     del work
     assert files(tmp_path) == 0
+
+
+def test_a_result_is_read_from_any_working_directory(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by those who asked for its array before: where zarr finds no shard, it gives zeros without a word."""
+    monkeypatch.chdir(tmp_path)
+    draw(tmp_path, 1)
+    result = pipeline.predict("0.tif", net, "o.zarr", kind="logits", workers=1)
+    array, lazy, pixels = result.array, result.dask, result.array[:]
+    monkeypatch.chdir("/")
+    assert result.path == "o.zarr" and pixels.any()
+    for again in (array[:], lazy.compute(), result.array[:], result.dask.compute()):
+        np.testing.assert_array_equal(again, pixels)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

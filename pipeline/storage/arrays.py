@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.storage.axes import Arrangement, given_axes, unnamed_axes
+from pipeline.storage.location import anywhere
 from pipeline.storage.source import ImageReadError, Index, Metadata, native, one_line
 from pipeline.tiling.geometry import Region
 
@@ -101,6 +102,21 @@ def open_npy(path: Path, axes: str | None, channels: int | None, time: int) -> M
     return MappedSource(
         array, axes, channels, time, what=str(path), metadata=Metadata("npy", "", path.stem), size=path.stat().st_size
     )
+
+
+def over_anywhere(array: Any) -> Any:
+    """A dask array over zarr arrays such that these are read from another working directory too."""
+    from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+
+    layers, moved = getattr(array.dask, "layers", {}), {}
+    for name, layer in layers.items():
+        part = layer.get(name) if isinstance(layer, MaterializedLayer) else None
+        if (there := anywhere(part)) is not part:
+            moved[name] = {name: there}
+    if not moved:
+        return array
+    graph = HighLevelGraph({**layers, **moved}, array.dask.dependencies)
+    return type(array)(graph, array.name, array.chunks, meta=array._meta)
 
 
 class DaskSource:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.storage import scratch
+from pipeline.storage.arrays import over_anywhere
 from pipeline.storage.cache import ChunkCache
-from pipeline.storage.location import is_url, local_path
-from pipeline.storage.opening import identity, open_source
+from pipeline.storage.location import anywhere, is_url, local_path
+from pipeline.storage.opening import Version, identity, open_source, version
 from pipeline.storage.source import Direct, ImageReadError, Index, Metadata, Source
 from pipeline.tiling.geometry import Interval, Region
 
@@ -47,10 +48,12 @@ def open_image(
 
 
 def asked_for(source: Any, axes: str | None, level: int, channels: int | None, time: int) -> tuple[Any, dict[str, Any]]:
-    """The source, a path such that it means the same in another working directory, and the options of an Image."""
+    """The source such that it means the same in another working directory, and the options of an Image."""
     if isinstance(source, str | os.PathLike):
         source = local_path(source)
         source = source if is_url(source) else os.path.abspath(source)
+    else:
+        source = over_anywhere(source) if hasattr(source, "dask") else anywhere(source)
     return source, {"axes": axes.upper() if axes else None, "level": level, "channels": channels, "time": time}
 
 
@@ -59,6 +62,7 @@ class Image:
 
     def __init__(self, source: Any, options: dict[str, Any]) -> None:
         self._source_given, self._options = source, options
+        self.version = version(source)
         self._original: Source = open_source(source, **options)
         self._source = self._original
         self._scratch: scratch.Scratch | None = None
@@ -270,6 +274,16 @@ class Image:
             return True
         with self._lock:
             return self._identity == "sha256:" + identity(self._original)
+
+    def is_replaced(self, then: Version | None) -> bool:
+        """Whether another file lies here than `then`, or than was identified at a URL, as far as that is told at once.
+
+        Nothing tells it on another machine, where the same image may be a copy of another time.
+        """
+        if self._meta.etag:
+            return not self.is_same()
+        now = self.version
+        return then is not None and now is not None and then[0] == now[0] and then != now
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Opens itself anew elsewhere: from its copy, if there is one, which this process keeps and removes."""

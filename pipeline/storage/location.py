@@ -80,7 +80,7 @@ class Location(Protocol):
         """Whether a path or URL lies in this place."""
 
     def zarr_store(self) -> Any:
-        """A read-only store of zarr for what lies here."""
+        """A read-only store of zarr for what lies here, whatever the working directory becomes."""
 
 
 def is_url(path: str | os.PathLike[str]) -> bool:
@@ -92,6 +92,21 @@ def array_path(array: Any) -> str | None:
     place = getattr(array, "store_path", None)
     root = getattr(getattr(place, "store", None), "root", None)
     return None if root is None or place is None else os.path.join(root, place.path)
+
+
+def anywhere(array: Any) -> Any:
+    """A zarr array such that it is read from another working directory too; any other object as it is.
+
+    A relative store finds nothing there, which zarr takes for chunks that hold the fill value alone.
+    Raises FileNotFoundError where nothing lies at the relative path any more.
+    """
+    import zarr
+    from zarr.storage import LocalStore
+
+    path = array_path(array)
+    if not isinstance(array, zarr.Array) or path is None or os.path.isabs(path):
+        return array
+    return zarr.open_array(LocalStore(os.path.abspath(path), read_only=True), mode="r")
 
 
 def local_path(path: str | os.PathLike[str]) -> str:
@@ -197,4 +212,4 @@ class Folder:
     def zarr_store(self) -> Any:
         from zarr.storage import LocalStore
 
-        return LocalStore(self.path, read_only=True)
+        return LocalStore(self.everywhere(), read_only=True)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import socket
+import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +16,15 @@ import numpy as np
 
 from pipeline.storage import scratch
 from pipeline.storage.arrays import ArraySource, DaskSource, open_npy
-from pipeline.storage.location import is_url
+from pipeline.storage.location import array_path, is_url
 from pipeline.storage.source import Source
 
 TIFF = (b"II", b"MM", b"EP")
 """How TIFF files begin."""
 SAMPLES = 64
 """Chunks of which an image's identity is made."""
+Version = tuple[str, int, int]
+"""The machine that looked at a file, the file's size, and when it was changed last, in ns."""
 
 
 def open_source(source: Any, *, axes: str | None, level: int, channels: int | None, time: int) -> Source:
@@ -123,3 +129,21 @@ def identity(source: Source) -> str:
     for at in sorted(drawn):
         digest.update(source.sample(at))  # type: ignore[arg-type]
     return digest.hexdigest()
+
+
+def version(source: Any) -> Version | None:
+    """What tells at once that a file of this machine, or the metadata of a Zarr folder, was replaced.
+
+    None where nothing does: for URLs, arrays in memory, and where nothing is.
+    """
+    from pipeline.storage.zarrs import MARKS
+
+    path = source if isinstance(source, str) else array_path(source)
+    if path is None or is_url(path):
+        return None
+    for file in (path, *(os.path.join(path, mark) for mark in MARKS)):
+        with suppress(OSError, ValueError):
+            found = os.stat(file)
+            if stat.S_ISREG(found.st_mode):
+                return socket.gethostname(), found.st_size, found.st_mtime_ns
+    return None

@@ -253,7 +253,7 @@ def check_free(path: str | os.PathLike[str] | Location, layout: Layout, among_ot
 
 def _array_metadata(output: Output, level: int) -> dict[str, Any]:
     """zarr.json of a level. https://zarr-specs.readthedocs.io/en/latest/v3/core/"""
-    layout = output.layout
+    layout, fill = output.layout, output.fill
     return {
         "zarr_format": 3,
         "node_type": "array",
@@ -261,7 +261,7 @@ def _array_metadata(output: Output, level: int) -> dict[str, Any]:
         "data_type": layout.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(layout.shards[level])}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": output.fill.item(),
+        "fill_value": fill.item() if fill.dtype.kind != "c" else [float(fill.real), float(fill.imag)],
         "codecs": codecs(output.dtype, layout.chunk),
         "dimension_names": list(layout.axes),
         "storage_transformers": [],

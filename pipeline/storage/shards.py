@@ -105,6 +105,8 @@ def _with_checksum(piece: bytes) -> bytes:
 
 def _is_fill(part: NDArray[Any], fill: NDArray[Any]) -> bool:
     """Bit for bit where a float is concerned: -0.0 is no 0.0, and a NaN is one."""
+    if part.dtype.kind == "c":
+        return _is_fill(part.real, fill.real) and _is_fill(part.imag, fill.imag)
     if part.dtype.kind == "f":
         bits = f"u{part.dtype.itemsize}"
         return bool((np.ascontiguousarray(part).view(bits) == fill.view(bits)).all())

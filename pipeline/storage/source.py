@@ -86,7 +86,10 @@ def one_line(error: BaseException) -> str:
 
 
 def native(dtype: np.dtype[Any], what: str) -> np.dtype[Any]:
-    """The dtype in this machine's byte order. Raises ValueError where it holds no numbers."""
-    if dtype.kind not in "biufc" or dtype.itemsize > 16:
+    """The dtype in this machine's byte order. Raises ValueError for what is no number, or a wider one than Zarr has."""
+    if dtype.kind not in "biufc":
         raise ValueError(f"{what} holds {dtype}, not numbers")
+    widest = np.dtype("complex128" if dtype.kind == "c" else "float64")
+    if dtype.itemsize > widest.itemsize:
+        raise ValueError(f"{what} holds {dtype}, which Zarr cannot store: convert it to {widest}")
     return dtype.newbyteorder("=")

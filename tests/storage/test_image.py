@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dask.array as da
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.storage import tiff
 from pipeline.storage.cache import ChunkCache
 from pipeline.storage.image import Image, ImageReadError, open_image
+from pipeline.storage.reference import refer
 from pipeline.tiling.geometry import Region
 
 RNG = np.random.default_rng(0)
@@ -81,6 +85,8 @@ def test_channels_last_are_told_only_where_the_network_says_so() -> None:
     ("source", "options", "message"),
     [
         (np.zeros((4, 5), object), {}, "not numbers"),
+        (np.zeros((4, 5), np.longdouble), {}, "float128, which Zarr cannot store: convert it to float64"),
+        (np.zeros((4, 5), np.clongdouble), {}, "complex256, which Zarr cannot store: convert it to complex128"),
         (np.zeros((0, 5)), {}, "empty"),
         (np.zeros(5), {}, "--axes"),
         (np.zeros((1, 1, 1, 2, 3)), {}, "--axes"),
@@ -214,6 +220,42 @@ def test_a_relative_path_is_found_from_another_folder(
     data = pickle.dumps(open_image("tiled.tif"))
     monkeypatch.chdir("/")
     assert pickle.loads(data).shape == CYX.shape
+
+
+@pytest.mark.parametrize("over", [None, da.from_zarr, da.from_array])
+def test_zarr_arrays_are_read_from_another_folder(
+    over: Callable[..., Any] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are below a dask array: of a relative store zarr would find no chunk, and read zeros."""
+    monkeypatch.chdir(tmp_path)
+    zarr.open_group("a.zarr").create_array("in/0", data=CYX, chunks=(1, 32, 32))
+    array = zarr.open_array("a.zarr", path="in/0", mode="r")
+    image = open_image(array if over is None else over(array)[:, 1:])
+    data, pixels = pickle.dumps(refer(image)), whole(image)
+    assert pixels.any()
+    monkeypatch.chdir("/")
+    assert np.array_equal(whole(pickle.loads(data).reopen()), pixels) and np.array_equal(whole(image), pixels)
+
+
+@pytest.mark.parametrize("kind", ["npy", "zarr", "a zarr array"])
+def test_a_file_that_is_replaced_is_not_opened_again(kind: str, tmp_path: Path) -> None:
+    def save(path: Path, pixels: np.ndarray) -> None:
+        if kind == "npy":
+            with path.open("wb") as file:
+                np.save(file, pixels)
+        else:
+            zarr.create_array(str(path), data=pixels, chunks=(3, 32, 32))
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    save(old, CYX)
+    save(new, CYX ^ 1)
+    image = refer(old if kind != "a zarr array" else zarr.open_array(str(old), mode="r"))
+    assert image.open().identity() == pickle.loads(pickle.dumps(image)).reopen().identity()
+    old.rename(tmp_path / "gone")
+    new.rename(old)
+    for again in (image.open, pickle.loads(pickle.dumps(image)).reopen):
+        with pytest.raises(ImageReadError, match=r"old.* was replaced while the run went on"):
+            again()
 
 
 def test_identity_is_of_content_not_of_place(tiled: str, tmp_path: Path) -> None:

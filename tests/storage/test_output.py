@@ -35,6 +35,8 @@ def whole(layout: Layout, level: int = 0) -> tuple[Interval, ...]:
 
 def random_pixels(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     rng = np.random.default_rng(0)
+    if dtype.startswith("complex"):
+        return (rng.normal(size=shape) + 1j * rng.normal(size=shape)).astype(dtype)
     pixels = rng.normal(size=shape) * 9 if dtype.startswith("float") else rng.integers(0, 3, shape)
     return pixels.astype(dtype)
 
@@ -55,6 +57,7 @@ CASES = {
     "logits": ("czyx", "float32", (2, 2, 40, 530), {"translation": (0.0, 0.0, 3.5, 3.5), "window": (-9.0, 9.0)}),
     "logits of one channel": ("cyx", "float64", (1, 520, 9), {"channels": [("nucleus", RED)], "window": (-9.0, 9.0)}),
     "bool": ("cyx", "bool", (1, 520, 530), {}),
+    "complex": ("cyx", "complex64", (1, 520, 530), {}),
 }
 
 

@@ -38,6 +38,8 @@ def test_chunks_of_fill_are_left_out_and_the_others_follow_one_another() -> None
 def test_fill_is_compared_bit_for_bit(value: float, fill: float, stored: bool) -> None:
     data = np.full((4, 4), value, np.float32)
     assert (encode(data, (4, 4), (4, 4), np.array(fill, np.float32)) is not None) is stored
+    both = np.stack([data, data], -1).view(np.complex64)[..., 0]
+    assert (encode(both, (4, 4), (4, 4), np.array(complex(fill, fill), both.dtype)) is not None) is stored
 
 
 def test_bytes_are_the_same_in_any_thread() -> None:
