@@ -184,8 +184,11 @@ class TiffSource:
         rows = self.layout.arrangement.order[2]
         if not streams.is_streamable(self.keyframe) or not rows or self.table is not None:
             return None
-        if self._stored(page, number, 1) is None:
-            return None
+        try:
+            if self._stored(page, number, 1) is None:
+                return None
+        except Exception as error:  # as in decode
+            raise self._failure(error, page, slices, number) from error
         return self._stream(slices, page, number, rows[0])
 
     def _stream(self, slices: tuple[slice, ...], page: Any, number: int, axis: int) -> Iterator[np.ndarray]:
@@ -253,8 +256,11 @@ class TiffSource:
         return pixels[np.newaxis]
 
     def sample(self, at: Index) -> bytes:
-        _, page, number = self._locate(at)
-        return self._stored(page, number) or b""
+        slices, page, number = self._locate(at)
+        try:
+            return self._stored(page, number) or b""
+        except Exception as error:  # as in decode
+            raise self._failure(error, page, slices, number) from error
 
     def close(self) -> None:
         self.file.close()

@@ -13,6 +13,8 @@ import pytest
 import tifffile
 
 from pipeline.storage.image import Image, ImageReadError, open_image
+from pipeline.storage.opening import identity
+from pipeline.storage.tiff import TiffSource, open_tiff
 from pipeline.tiling.geometry import Region
 
 RNG = np.random.default_rng(1)
@@ -280,6 +282,23 @@ def test_a_file_that_ends_early_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-4000])
     with pytest.raises(ValueError, match="beyond the end"):
         open_image(path)
+
+
+@pytest.mark.parametrize("layout", [{"tile": (32, 32)}, {"rowsperstrip": 35}])
+def test_a_chunk_beyond_the_end_is_named_before_any_is_decoded(tmp_path: Path, layout: dict[str, Any]) -> None:
+    """When the image is identified, as a run begins; of strips also when they are copied to scratch."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, RGB, photometric="rgb", compression="deflate", metadata=None, **layout)
+    with tifffile.TiffFile(path) as file:
+        last = len(file.pages[0].dataoffsets) - 1
+        path.write_bytes(path.read_bytes()[: file.pages[0].dataoffsets[last]])
+    source = open_tiff(path, None, 0)
+    assert isinstance(source, TiffSource)
+    with pytest.raises(ImageReadError, match=rf"a\.tif: page 0, (tile|strip) {last} .*beyond the end of the file"):
+        identity(source)
+    if last == 1:
+        with pytest.raises(ImageReadError, match=r"a\.tif: page 0, strip 1 .*beyond the end of the file"):
+            source.stream((0, 0, 1, 0))
 
 
 def test_random_damage_never_crashes(tmp_path: Path) -> None:
