@@ -266,5 +266,5 @@ def encode(logits: torch.Tensor, plan: Plan) -> np.ndarray:
         return values.cpu().numpy().astype(dtype)
     p = probability(logits, plan.activation)
     if dtype == np.uint8:
-        p = (p * 255).round_().clamp_(0, 255)
+        p = (p * 255).round_().clamp_(0, 255).nan_to_num_(0)  # uint8 has no NaN, and what a cast makes of one varies
     return p.cpu().numpy().astype(dtype, copy=False)

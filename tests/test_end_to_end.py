@@ -162,6 +162,18 @@ def test_verify_sees_what_is_no_number(harm: float, tmp_path: Path) -> None:
     assert not report.ok and report.max_difference == (1000 if harm == 1000 else np.inf)
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(("store", "stored"), [("uint8", 0), ("float32", np.nan)])
+def test_nan_in_an_image_is_no_probability(store: str, stored: float, tmp_path: Path) -> None:
+    """Nor a warning, with lines of code, of each worker."""
+    image = np.random.default_rng(0).random((1, 40, 40), np.float32)
+    image[0, 5:9, 7] = np.nan
+    result = pipeline.predict(image, nn.Conv2d(1, 2, 1).eval(), tmp_path / "o.zarr", kind="probability", store=store,
+                              workers=1)  # fmt: skip
+    np.testing.assert_array_equal(result.array[:, 5:9, 7], np.full((2, 4), stored))
+    assert (result.array[:] > 0).sum() == 2 * (40 * 40 - 4)
+
+
 def test_many_images_into_a_folder_and_the_bad_one_is_named(tmp_path: Path) -> None:
     from PIL import Image
 
