@@ -21,7 +21,7 @@ from pipeline.ledgers import FOLDER, forget_ledger, hold, open_ledger, read_ledg
 from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, default_workers, drive
-from pipeline.storage.location import Location, array_path, is_url, local_path, location_of, name_of
+from pipeline.storage.location import Inputs, Location, is_url, local_path, location_of, name_of
 from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
 from pipeline.storage.reading import extend_to
 from pipeline.storage.reference import Reference, refer
@@ -181,7 +181,13 @@ def _refer(image: Any, channels: int | None, asked: Options) -> Reference:
 
 
 def _begin(
-    image: Any, reference: Reference, output: str, analysis: Analysis | None, asked: Options, elsewhere: bool
+    image: Any,
+    reference: Reference,
+    output: str,
+    analysis: Analysis | None,
+    asked: Options,
+    inputs: Inputs,
+    elsewhere: bool,
 ) -> Run:
     """Open the image; make its output, or find what an earlier run left of it; close the image.
 
@@ -189,11 +195,11 @@ def _begin(
     """
     location = location_of(output)
     with reference.open() as opened:
-        _spare(opened.given[0], location)
+        _spare(inputs, location)
         location.check_parent()
         ours = is_ours(output)
         if analysis is not None:
-            previewing.check_spared(opened.given[0], location, ours=ours)
+            previewing.check_spared(inputs, location, ours=ours)
         plan = None if ours and not asked.overwrite else planning.plan_any(opened, analysis, asked)
         if plan is not None and not is_ours(output):  # asked again: planning takes a while, another run may have begun
             check_free(output, plan.layout)
@@ -228,15 +234,11 @@ def _begin(
     return run
 
 
-def _spare(image: Any, output: Location) -> None:
-    """Raises ValueError where the image is the output or lies in it, by whatever path."""
-    if not isinstance(image, str):
-        if (path := array_path(image)) is not None and output.holds(path):
-            raise ValueError(f"the image is an array of the output {output} itself: give another output")
-        return
-    if output.is_same(local_path(image)):
-        raise ValueError(f"the output {output} is the image itself: give another name with -o")
-    if output.holds(local_path(image)):
+def _spare(inputs: Inputs, output: Location) -> None:
+    """Raises ValueError where an image of the call, whose turn may be over or to come, is the output or lies in it."""
+    if image := inputs.at(output):
+        raise ValueError(f"the output {output} is the image {image} itself: give another name with -o")
+    if image := inputs.within(output):
         raise ValueError(f"the image {image} lies in the output {output}: give another name with -o")
 
 
@@ -268,14 +270,15 @@ def _work(
     address = asked.scheduler if asked.engine == "dask" else asked.address
     place = Place(asked.engine, asked.workers, own_process, asked.worker_cpus, asked.worker_gpus, address)
     channels = analysis.channels if analysis else None
-    references: dict[int, Reference] = {}
+    references, inputs = dict[int, Reference](), Inputs()
     for number, image in enumerate(images):
         with suppress(ValueError):  # which is raised again when its turn comes
             references[number] = _refer(image, channels, asked)
+            inputs.add(references[number].source)
 
     def begin(number: int) -> Run:
         reference = references.get(number) or _refer(images[number], channels, asked)
-        return _begin(images[number], reference, outputs[number], analysis, asked, place.elsewhere)
+        return _begin(images[number], reference, outputs[number], analysis, asked, inputs, place.elsewhere)
 
     job = Job(
         references,

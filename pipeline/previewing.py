@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import zlib
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 from PIL.PngImagePlugin import PngInfo
 
 from pipeline.stitching import preview
 from pipeline.storage.disk import OutputError
-from pipeline.storage.location import Location, local_path
+from pipeline.storage.location import Inputs, Location
 from pipeline.storage.output import Output
 from pipeline.tiling.geometry import Interval, Region
 from pipeline.tiling.plan import Plan
@@ -45,15 +44,15 @@ def preview_of(output: Location) -> tuple[Location, str]:
     return output.above(), name
 
 
-def check_spared(image: Any, output: Location, *, ours: bool) -> None:
-    """Raises ValueError where the preview of an output would replace the image, or a file that is none of ours.
+def check_spared(inputs: Inputs, output: Location, *, ours: bool) -> None:
+    """Raises ValueError where the preview of an output would replace an image of the call, or a file none of ours.
 
     `ours`: the output is there already, and so may its preview be.
     """
     folder, name = preview_of(output)
     place = folder.within(name)
-    if isinstance(image, str) and place.is_same(local_path(image)):
-        raise ValueError(f"the preview of {output.name} would replace the image itself: give another name with -o")
+    if image := inputs.at(place):
+        raise ValueError(f"the preview of {output.name} would replace the image {image}: give another name with -o")
     if ours or folder.length(name) is None:
         return
     with suppress(IsADirectoryError):  # which nothing replaces

@@ -84,6 +84,33 @@ def test_the_image_is_never_overwritten(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("second", ["many/a.zarr", "link.zarr", "many/a.preview.png"])
+def test_no_image_of_the_call_is_overwritten_before_its_turn(
+    second: str, image: Path, net: nn.Module, tmp_path: Path
+) -> None:
+    """Not by its own name, through a link, nor by a preview, though what is there be ours; it is done itself."""
+    (tmp_path / "many").mkdir()
+    if second == "many/a.preview.png":
+        pipeline.predict(image, net, tmp_path / "many/a.zarr", workers=1)
+    else:
+        pipeline.convert(image, tmp_path / "many/a.zarr", workers=1)
+    (tmp_path / "link.zarr").symlink_to("many/a.zarr")
+    images = [shutil.copy(image, tmp_path / "a.tif"), tmp_path / second]
+    before = contents(tmp_path / "many")
+    with pytest.raises(TilesFailed, match=rf"^1 of 2 images failed: .*a.tif: .* the image .*{second}") as failed:
+        pipeline.predict(images, net, tmp_path / "many", workers=1, overwrite=True)
+    assert len(failed.value.results) == 1
+    assert contents(tmp_path / "many").items() >= before.items()
+
+
+def test_an_image_that_is_yet_to_be_made_is_no_output_of_the_same_call(
+    image: Path, net: nn.Module, tmp_path: Path
+) -> None:
+    first = shutil.copy(image, tmp_path / "a.tif")
+    with pytest.raises(TilesFailed, match=r"^2 of 2 images failed: .*a.zarr is the image .* no such file"):
+        pipeline.predict([first, tmp_path / "many" / "a.zarr"], net, tmp_path / "many", workers=1)
+
+
 def test_a_folder_of_outputs_must_be_a_folder(image: Path, net: nn.Module, tmp_path: Path) -> None:
     pipeline.predict(image, net, tmp_path / "o.zarr", workers=1)
     before = contents(tmp_path)
@@ -223,7 +250,7 @@ def test_a_preview_replaces_neither_the_image_nor_a_picture_of_somebody_else(net
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.preview.png")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"^the preview of photo.zarr would replace the image itself: give another"):
+    with pytest.raises(ValueError, match=r"^the preview of photo.zarr would replace the image .*preview.png: give"):
         pipeline.predict(tmp_path / "photo.preview.png", net, tmp_path / "photo.zarr", workers=1)
     with pytest.raises(ValueError, match=r"photo.preview.png is in the way of the preview, and not ours: give another"):
         pipeline.predict(pixels.transpose(2, 0, 1), net, tmp_path / "photo.zarr", workers=1)
@@ -240,7 +267,7 @@ def test_an_array_of_an_output_is_not_overwritten_by_what_is_made_of_it(net: nn.
     result = pipeline.predict(pixels, net, tmp_path / "o.zarr", kind="logits", workers=1)
     before = contents(tmp_path)
     two = nn.Conv2d(2, 2, 1).eval()
-    with pytest.raises(ValueError, match=r"^the image is an array of the output .*o.zarr itself: give another output"):
+    with pytest.raises(ValueError, match=r"^the image .*o.zarr/0 lies in the output .*o.zarr: give another name"):
         pipeline.predict(result.array, two, tmp_path / "o.zarr", overwrite=True, workers=1)
     assert contents(tmp_path) == before
 
