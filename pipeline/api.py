@@ -199,7 +199,9 @@ def _begin(
         location.check_parent()
         ours = is_ours(output)
         if analysis is not None:
-            previewing.check_spared(inputs, location, ours=ours)
+            previewing.check_spared(inputs, location)
+            if asked.overwrite or not ours:
+                previewing.check_free(location)
         plan = None if ours and not asked.overwrite else planning.plan_any(opened, analysis, asked)
         if plan is not None and not is_ours(output):  # asked again: planning takes a while, another run may have begun
             check_free(output, plan.layout)

@@ -44,20 +44,22 @@ def preview_of(output: Location) -> tuple[Location, str]:
     return output.above(), name
 
 
-def check_spared(inputs: Inputs, output: Location, *, ours: bool) -> None:
-    """Raises ValueError where the preview of an output would replace an image of the call, or a file none of ours.
-
-    `ours`: the output is there already, and so may its preview be.
-    """
+def check_spared(inputs: Inputs, output: Location) -> None:
+    """Raises ValueError where the preview of an output would replace an image of the call."""
     folder, name = preview_of(output)
-    place = folder.within(name)
-    if image := inputs.at(place):
+    if image := inputs.at(folder.within(name)):
         raise ValueError(f"the preview of {output.name} would replace the image {image}: give another name with -o")
-    if ours or folder.length(name) is None:
+
+
+def check_free(output: Location) -> None:
+    """Raises OutputError where the preview of an output would replace a file that is none of ours."""
+    folder, name = preview_of(output)
+    if folder.length(name) is None:
         return
     with suppress(IsADirectoryError):  # which nothing replaces
         if MARK.encode() not in folder.read(name)[:1024]:
-            raise ValueError(f"{place} is in the way of the preview, and not ours: give another name with -o")
+            place = folder.within(name)
+            raise OutputError(f"{place} is in the way of the preview, and not ours: give another name with -o")
 
 
 def draw(output: Output, plan: Plan) -> None:
@@ -82,6 +84,7 @@ def draw(output: Output, plan: Plan) -> None:
                 picture = np.zeros((values.shape[0], rows, columns), np.float32)
             picture[:, part["y"][:, None], part["x"]] = values
     if picture is not None:
+        check_free(location)  # again, as the run may have begun long ago
         card = output.attributes.get("network", {})
         lines = tuple([n * c for n in range(1, -(-size // c))] for size, c in zip(plan.size, plan.core, strict=True))
         tiles = plan.tiles

@@ -262,6 +262,24 @@ def test_a_preview_replaces_neither_the_image_nor_a_picture_of_somebody_else(net
     assert contents(tmp_path)["photo.preview.png"] == before["photo.preview.png"]
 
 
+def test_what_somebody_put_in_place_of_a_preview_of_ours_stays(
+    image: Path, net: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Refused where all would be made anew; a run that goes on keeps what it made, and says it."""
+    output, picture = tmp_path / "o.zarr", tmp_path / "o.preview.png"
+    result = pipeline.predict(image, net, output, workers=1, tile=(64, 64))
+    picture.write_text("precious")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"o.preview.png is in the way of the preview, and not ours: give another"):
+        pipeline.predict(image, net, output, workers=1, overwrite=True)
+    assert contents(tmp_path) == before
+    assert pipeline.predict(image, net, output, workers=1).resumed == result.plan.units
+
+    (output / "ledger" / "ledger.txt").unlink()  # so that all is to be done again
+    pipeline.predict(image, net, output, workers=1)
+    assert picture.read_text() == "precious" and "is in the way of the preview" in caplog.text
+
+
 def test_an_array_of_an_output_is_not_overwritten_by_what_is_made_of_it(net: nn.Module, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (3, 40, 50), np.uint8)
     result = pipeline.predict(pixels, net, tmp_path / "o.zarr", kind="logits", workers=1)
