@@ -14,6 +14,7 @@ lock = threading.Lock()
 lock.acquire()
 atexit.register(lock.acquire)
 def main():
+    commands.resumable()
     print("up", flush=True)
     time.sleep(100)
 commands.run(main)

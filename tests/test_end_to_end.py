@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import pipeline
-from pipeline import previewing
+from pipeline import api, previewing
 from pipeline.analysis import Analysis
 from pipeline.api import TilesFailed
 from pipeline.tiling.geometry import Region
@@ -90,10 +90,11 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Typed:
     def run(*words: str | Path, module: str = "infer") -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [module, *map(str, words)])
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with pytest.raises(SystemExit) as ended:
             runpy.run_module(f"pipeline.{module}", run_name="__main__")
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         assert isinstance(ended.value.code, int)
         return ended.value.code, capfd.readouterr().err
 
@@ -294,6 +295,24 @@ def test_of_many_images_a_dry_run_analyses_and_measures_once(
     status, said = typed("*.tif", "--network", "unet-tiny", "--dry-run")
     assert status == 0, said
     assert counts == {"__init__": 1, "_seconds": 1} and not list(tmp_path.glob("*.zarr"))
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "called"),
+    [
+        (["o.zarr"], "verify", "verify"),
+        (["unet-tiny", "net.pt2"], "export", "export"),
+        (["big.tif", "--dry-run"], "infer", "forecasts"),
+    ],
+)
+def test_what_keeps_nothing_promises_nothing_where_it_is_interrupted(
+    words: list[str], module: str, called: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, called, interrupted)
+    assert typed(*words, module=module) == (130, "interrupted\n")
 
 
 def test_an_option_that_does_nothing_is_refused(tmp_path: Path) -> None:

@@ -205,6 +205,21 @@ def test_the_least_memory_that_an_error_names_will_do(options: dict[str, Any], i
     assert plan.memory <= int(least.removesuffix("MB")) * 1_000_000
 
 
+@pytest.mark.parametrize(("overwrite", "how"), [(False, ""), (True, " without overwrite")])
+def test_a_run_that_lost_tiles_says_how_it_is_continued(
+    overwrite: bool, how: str, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tifffile.TiffFile(image) as file:
+        offset = file.pages[0].dataoffsets[7]
+    with image.open("r+b") as raw:
+        raw.seek(offset)
+        raw.write(bytes(200))
+    given = {"workers": 1, "overwrite": overwrite}
+    with pytest.raises(RuntimeError, match="1 tiles failed"):
+        commands.predict([str(image)], str(tmp_path / "o.zarr"), "unet-tiny", folder=False, verify=False, given=given)
+    assert capsys.readouterr().out.endswith(f" s: the same command{how} continues\n")
+
+
 def test_a_chunk_that_does_not_decode_fails_its_tile_until_the_file_is_mended(
     image: Path, net: nn.Module, tmp_path: Path
 ) -> None:
