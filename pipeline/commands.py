@@ -96,7 +96,12 @@ def progress(label: str) -> Iterator[Callable[[Any], None]]:
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(TextColumn(label), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn()) as bar:
+    with Progress(
+        TextColumn("{task.description}", markup=False),  # a name may hold braces and brackets
+        BarColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+        TimeRemainingColumn(),
+    ) as bar:
         task = bar.add_task(label, total=None, text="")
         yield lambda p: bar.update(task, total=p.tiles, completed=p.done, text=_text(p))
 
