@@ -160,9 +160,19 @@ def _many(images: list[str], output: str, net: Any, verify: bool, given: dict[st
 def _verified(output: str, image: str | None, net: Any) -> bool:
     from pipeline import api
 
-    found = api.verify(output, image, net)
-    print(f"verified: {found.windows} windows, {found.shards} shards, max difference {found.max_difference:g}")
-    return found.ok
+    return is_sound(output, api.verify(output, image, net))
+
+
+def is_sound(output: str, found: Any) -> bool:
+    """Say what verify found, the places first that are off; whether there are none."""
+    for place in found.places:
+        print(place)
+    verdict = "sound" if found.ok else "NOT SOUND"
+    print(
+        f"{output}: {verdict}: {found.windows} windows, {found.shards} shards, max difference "
+        f"{found.max_difference:g} ({found.where})"
+    )
+    return bool(found.ok)
 
 
 def train(job: Any) -> int:

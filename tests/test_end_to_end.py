@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import pipeline
-from pipeline import api, previewing
+from pipeline import api, commands, previewing
 from pipeline.analysis import Analysis
 from pipeline.api import TilesFailed
 from pipeline.tiling.geometry import Region
@@ -117,6 +117,24 @@ def test_verify_names_a_shard_whose_bytes_are_not_what_was_written(harm: str, bi
         [sys.executable, "-m", "pipeline.verify", result.path], capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 1 and name in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_prediction_that_verifies_says_the_same_of_an_unsound_output(
+    folder: bool, big: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {"folder": folder, "verify": True, "given": {"workers": 1}}
+    target = str(tmp_path / ("o" if folder else "o.zarr"))
+    output = tmp_path / "o" / "big.zarr" if folder else tmp_path / "o.zarr"
+    assert commands.predict([str(big)], target, "unet-tiny", **asked) == 0
+    assert f"{output}: sound: " in capsys.readouterr().out
+    shard = next(path for path in (output / "0" / "c").rglob("*") if path.is_file())
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
+    assert commands.predict([str(big)], target, "unet-tiny", **asked) == 1
+    *_, place, verdict = capsys.readouterr().out.splitlines()
+    assert str(shard.relative_to(output)) in place or "cannot be read" in place
+    assert verdict.startswith(f"{output}: NOT SOUND: ")
 
 
 def test_verify_finds_a_planted_seam(big: Path, tmp_path: Path) -> None:
