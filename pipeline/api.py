@@ -84,18 +84,23 @@ LAZY = {"tile", "memory", "precision", "device", "reach", "channels", "scale", "
 
 def predict_lazy(array: Any, net: Any = None, **given: Any) -> Any:
     """See `pipeline.predict_lazy`."""
-    if unknown := given.keys() - LAZY:
-        raise ValueError(f"unknown option {min(unknown)!r}; predict_lazy has {', '.join(sorted(LAZY))}")
+    _check_known(given, LAZY, "predict_lazy")
     from pipeline import lazy
 
     asked = options(**{"device": "cpu", **given})
     return lazy.predict_lazy(array, Analysis(_network(net, asked), asked))
 
 
+COPY = {"axes", "level", "engine", "workers", "worker_cpus", "worker_gpus", "address", "scheduler", "memory",
+        "overwrite"}  # fmt: skip
+"""Options of `predict` that `convert` has too."""
+
+
 def convert(
     image: Any, output: str | os.PathLike[str], *, report: Callable[[Progress], None] | None = None, **given: Any
 ) -> Result:
     """See `pipeline.convert`."""
+    _check_known(given, COPY, "convert")
     asked = options(**given)
     if not os.fspath(output):
         raise ValueError("say where the copy goes: output='big.ome.zarr'")
@@ -170,6 +175,11 @@ def forecasts(images: Sequence[Any], net: Any = None, **given: Any) -> Iterator[
             plan = planning.plan_image(opened, analysis, asked)
         pixels = plan.read_amplification * plan.size[0] * plan.size[1] * plan.planes
         yield plan, analysis.seconds_per_pixel * pixels / (asked.workers or default_workers(plan.memory, plan.device))
+
+
+def _check_known(given: dict[str, Any], known: set[str], function: str) -> None:
+    if unknown := given.keys() - known:
+        raise ValueError(f"unknown option {min(unknown)!r}; {function} has {', '.join(sorted(known))}")
 
 
 def _network(net: Any, asked: Options) -> Network:

@@ -70,6 +70,15 @@ def test_the_job_files_here_are_valid(file: Path) -> None:
     load_job(InferJob, file, REQUIRED)
 
 
+def test_a_job_for_gpus_on_ray_may_be_run_by_another_engine() -> None:
+    """What the file asks of Ray is asked of nobody then."""
+    file = ROOT / "jobs" / "infer-gpu.yaml"
+    given = load_job(InferJob, file, [*REQUIRED, "engine=local", "address=10.0.0.1:6379"]).options()
+    assert options(**given).engine == "local"
+    assert given.keys().isdisjoint({"worker_cpus", "worker_gpus", "address"})
+    assert options(**load_job(InferJob, file, REQUIRED).options()).worker_cpus == 2
+
+
 def test_paths_start_where_they_were_written(tmp_path: Path) -> None:
     file = written(tmp_path, "image: [a.tif, s3://bucket/b.tif, /data/c.tif]\noutput: results\nnetwork: nuclei")
     job = load_job(InferJob, file)

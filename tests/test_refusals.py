@@ -330,6 +330,33 @@ def test_a_reach_is_declared_only_where_it_is_not_derived(net: nn.Module, image:
         pipeline.predict(image, net, tmp_path / "o.zarr", reach=5)
 
 
+def test_a_copy_takes_no_option_that_would_change_its_pixels(image: Path, tmp_path: Path) -> None:
+    for options in ({"channels": (0,)}, {"kind": "logits"}, {"precision": "float64"}):
+        with pytest.raises(ValueError, match=f"^unknown option '{next(iter(options))}'; convert has address, axes, en"):
+            pipeline.convert(image, tmp_path / "c.zarr", workers=1, **options)
+    assert not (tmp_path / "c.zarr").exists()
+    copy = pipeline.convert(image, tmp_path / "c.zarr", workers=1, memory="1GB", engine="local", level=0)
+    assert copy.array.shape == (3, 200, 260)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"address": "10.0.0.1:6379"}, "address=10.0.0.1:6379: is for engine ray, not local"),
+        ({"worker_gpus": 1}, "worker_gpus=1: is for engine ray, not local"),
+        ({"worker_cpus": 2, "engine": "dask"}, "worker_cpus=2: is for engine ray, not dask"),
+        ({"window": 64}, "window=64: is for mode blend, not exact"),
+        ({"window": 64, "mode": "exact"}, "window=64: is for mode blend, not exact"),
+    ],
+)
+def test_an_option_that_another_option_leaves_without_effect_is_refused(
+    options: dict[str, Any], said: str, image: Path, net: nn.Module, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"^option {said}$"):
+        pipeline.predict(image, net, tmp_path / "o.zarr", **options)
+    pipeline.plan(image, net, worker_cpus=1, worker_gpus=0, engine="dask")  # which asks for what there is anyway
+
+
 def test_a_copy_of_an_image_that_cannot_be_read_whole_says_so(image: Path, tmp_path: Path) -> None:
     with tifffile.TiffFile(image) as file:
         page = file.pages[0]
