@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -18,12 +19,13 @@ _UNITS = {"": 1, "b": 1} | {
 
 def parse_bytes(value: Any) -> int:
     """Bytes of "2GB", "300 MiB" or a plain number."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return int(value)
     match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]*)\s*", str(value).lower())
-    if not match or match[2] not in _UNITS or match[1].count(".") > 1 or match[1] == ".":
-        raise ValueError(f"{value!r} is no amount of memory; write it like 2GB or 300MiB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    with suppress(ValueError, OverflowError):  # of two points, or of what is infinite or no number
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return int(value)
+        if match and match[2] in _UNITS:
+            return int(float(match[1]) * _UNITS[match[2]])
+    raise ValueError(f"{value!r} is no amount of memory; write it like 2GB or 300MiB")
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -134,6 +136,12 @@ def test_numbers_may_be_written_as_on_the_command_line(tmp_path: Path) -> None:
     assert job.options() == {
         "channels": (0,), "scale": (0.5,), "tile": (512, 256), "mean": (1.0, 2.0, 3.0), "memory": 300_000_000,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("amount", [math.inf, -math.inf, math.nan, "inf", "1.2.3GB", ".", True, "9" * 400])
+def test_what_is_no_amount_of_memory_is_refused(amount: Any) -> None:
+    with pytest.raises(ValueError, match=r"^option memory=.* is no amount of memory; write it like 2GB or 300MiB$"):
+        options(memory=amount)
 
 
 @pytest.mark.parametrize(
