@@ -39,6 +39,10 @@ __all__ = ["Report", "Result", "TilesFailed", "convert", "export", "extend", "pl
            "receptive_field", "train", "verify"]  # fmt: skip
 
 
+NAMED = 3
+"""Failed tiles of an image that an error names, at most."""
+
+
 class TilesFailed(RuntimeError):
     """Some tiles or images failed, the rest is done; the same call tries them again. `results` holds all."""
 
@@ -322,12 +326,19 @@ def _all(turns: Turns, names: Sequence[Any]) -> list[Result]:
     """What came of the images, in their order. Raises TilesFailed that names those that could not be begun, and why."""
     results = [result for _, result in sorted(turns.results.items())]
     lost = [f"{names[number]}: {_reason(error)}" for number, error in turns.lost.items()]
-    failed = [f"{result.path}: {failure}" for result in results for failure in result.failures]
+    failed = [f"{result.path}: {_few(result.failures)}" for result in results if result.failures]
     said = [f"{len(lost)} of {len(names)} images failed: " + "; ".join(lost)] if lost else []
-    said += [f"{len(failed)} tiles failed: " + "; ".join(failed)] if failed else []
+    count = sum(len(result.failures) for result in results)
+    said += [f"{count} tiles failed: " + "; ".join(failed)] if failed else []
     if said:
         raise TilesFailed("; ".join(said), results)
     return results
+
+
+def _few(failures: Sequence[str]) -> str:
+    """The first failures of an image, and how many more there are; mostly all have the same cause."""
+    more = [f"and {len(failures) - NAMED} more"] if len(failures) > NAMED else []
+    return "; ".join([*failures[:NAMED], *more])
 
 
 def _reason(error: Exception) -> str:

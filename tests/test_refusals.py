@@ -232,6 +232,8 @@ def test_a_chunk_that_does_not_decode_fails_its_tile_until_the_file_is_mended(
         with pytest.raises(TilesFailed, match=r"tile 2 .*page 0, tile 7 cannot be decoded") as failed:
             pipeline.predict(image, net, tmp_path / "o.zarr", **options)
         assert len(failed.value.results[0].failures) == 9  # the halos of its neighbours take it too
+        assert str(failed.value).startswith(f"9 tiles failed: {tmp_path}/o.zarr: tile 1 (rows 0 to 64, ")
+        assert str(failed.value).count("cannot be decoded") == 3 and str(failed.value).endswith("; and 6 more")
     image.write_bytes(sound)
     with pytest.raises(ValueError, match=r"was started with image .*, this run has .*--overwrite"):
         pipeline.predict(image, net, tmp_path / "o.zarr", **options)
