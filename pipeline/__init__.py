@@ -147,7 +147,10 @@ def export(net: Any, path: str | os.PathLike[str]) -> str:
 
 
 def convert(image: Any, output: str | os.PathLike[str], **options: Any) -> Result:
-    """Copy any image that opens into a sharded OME-Zarr 0.5 with its pyramid, pixels unchanged; resumable."""
+    """Copy any image that opens into a sharded OME-Zarr 0.5 with its pyramid, pixels unchanged; resumable.
+
+    Options as in `predict`: axes, level, overwrite, memory, engine, workers and what else an engine is told.
+    """
     from pipeline import api
 
     return api.convert(image, output, **options)

@@ -21,7 +21,7 @@ from pipeline.ledgers import FOLDER, forget_ledger, hold, open_ledger, read_ledg
 from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, default_workers, drive
-from pipeline.storage.location import Location, array_path, is_url, local_path, location_of, name_of
+from pipeline.storage.location import Inputs, Location, is_url, local_path, location_of, name_of
 from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
 from pipeline.storage.reading import extend_to
 from pipeline.storage.reference import Reference, refer
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Report", "Result", "TilesFailed", "convert", "export", "extend", "plan", "predict", "predict_lazy",
            "receptive_field", "train", "verify"]  # fmt: skip
+
+
+NAMED = 3
+"""Failed tiles of an image that an error names, at most."""
 
 
 class TilesFailed(RuntimeError):
@@ -84,18 +88,23 @@ LAZY = {"tile", "memory", "precision", "device", "reach", "channels", "scale", "
 
 def predict_lazy(array: Any, net: Any = None, **given: Any) -> Any:
     """See `pipeline.predict_lazy`."""
-    if unknown := given.keys() - LAZY:
-        raise ValueError(f"unknown option {min(unknown)!r}; predict_lazy has {', '.join(sorted(LAZY))}")
+    _check_known(given, LAZY, "predict_lazy")
     from pipeline import lazy
 
     asked = options(**{"device": "cpu", **given})
     return lazy.predict_lazy(array, Analysis(_network(net, asked), asked))
 
 
+COPY = {"axes", "level", "engine", "workers", "worker_cpus", "worker_gpus", "address", "scheduler", "memory",
+        "overwrite"}  # fmt: skip
+"""Options of `predict` that `convert` has too."""
+
+
 def convert(
     image: Any, output: str | os.PathLike[str], *, report: Callable[[Progress], None] | None = None, **given: Any
 ) -> Result:
     """See `pipeline.convert`."""
+    _check_known(given, COPY, "convert")
     asked = options(**given)
     if not os.fspath(output):
         raise ValueError("say where the copy goes: output='big.ome.zarr'")
@@ -172,6 +181,11 @@ def forecasts(images: Sequence[Any], net: Any = None, **given: Any) -> Iterator[
         yield plan, analysis.seconds_per_pixel * pixels / (asked.workers or default_workers(plan.memory, plan.device))
 
 
+def _check_known(given: dict[str, Any], known: set[str], function: str) -> None:
+    if unknown := given.keys() - known:
+        raise ValueError(f"unknown option {min(unknown)!r}; {function} has {', '.join(sorted(known))}")
+
+
 def _network(net: Any, asked: Options) -> Network:
     return load_network(net, output=asked.key, scale=asked.scale, mean=asked.mean, std=asked.std)
 
@@ -181,7 +195,13 @@ def _refer(image: Any, channels: int | None, asked: Options) -> Reference:
 
 
 def _begin(
-    image: Any, reference: Reference, output: str, analysis: Analysis | None, asked: Options, elsewhere: bool
+    image: Any,
+    reference: Reference,
+    output: str,
+    analysis: Analysis | None,
+    asked: Options,
+    inputs: Inputs,
+    elsewhere: bool,
 ) -> Run:
     """Open the image; make its output, or find what an earlier run left of it; close the image.
 
@@ -189,11 +209,13 @@ def _begin(
     """
     location = location_of(output)
     with reference.open() as opened:
-        _spare(opened.given[0], location)
+        _spare(inputs, location)
         location.check_parent()
         ours = is_ours(output)
         if analysis is not None:
-            previewing.check_spared(opened.given[0], location, ours=ours)
+            previewing.check_spared(inputs, location)
+            if asked.overwrite or not ours:
+                previewing.check_free(location)
         plan = None if ours and not asked.overwrite else planning.plan_any(opened, analysis, asked)
         if plan is not None and not is_ours(output):  # asked again: planning takes a while, another run may have begun
             check_free(output, plan.layout)
@@ -228,15 +250,11 @@ def _begin(
     return run
 
 
-def _spare(image: Any, output: Location) -> None:
-    """Raises ValueError where the image is the output or lies in it, by whatever path."""
-    if not isinstance(image, str):
-        if (path := array_path(image)) is not None and output.holds(path):
-            raise ValueError(f"the image is an array of the output {output} itself: give another output")
-        return
-    if output.is_same(local_path(image)):
-        raise ValueError(f"the output {output} is the image itself: give another name with -o")
-    if output.holds(local_path(image)):
+def _spare(inputs: Inputs, output: Location) -> None:
+    """Raises ValueError where an image of the call, whose turn may be over or to come, is the output or lies in it."""
+    if image := inputs.at(output):
+        raise ValueError(f"the output {output} is the image {image} itself: give another name with -o")
+    if image := inputs.within(output):
         raise ValueError(f"the image {image} lies in the output {output}: give another name with -o")
 
 
@@ -268,14 +286,15 @@ def _work(
     address = asked.scheduler if asked.engine == "dask" else asked.address
     place = Place(asked.engine, asked.workers, own_process, asked.worker_cpus, asked.worker_gpus, address)
     channels = analysis.channels if analysis else None
-    references: dict[int, Reference] = {}
+    references, inputs = dict[int, Reference](), Inputs()
     for number, image in enumerate(images):
         with suppress(ValueError):  # which is raised again when its turn comes
             references[number] = _refer(image, channels, asked)
+            inputs.add(references[number].source)
 
     def begin(number: int) -> Run:
         reference = references.get(number) or _refer(images[number], channels, asked)
-        return _begin(images[number], reference, outputs[number], analysis, asked, place.elsewhere)
+        return _begin(images[number], reference, outputs[number], analysis, asked, inputs, place.elsewhere)
 
     job = Job(
         references,
@@ -307,12 +326,19 @@ def _all(turns: Turns, names: Sequence[Any]) -> list[Result]:
     """What came of the images, in their order. Raises TilesFailed that names those that could not be begun, and why."""
     results = [result for _, result in sorted(turns.results.items())]
     lost = [f"{names[number]}: {_reason(error)}" for number, error in turns.lost.items()]
-    failed = [f"{result.path}: {failure}" for result in results for failure in result.failures]
+    failed = [f"{result.path}: {_few(result.failures)}" for result in results if result.failures]
     said = [f"{len(lost)} of {len(names)} images failed: " + "; ".join(lost)] if lost else []
-    said += [f"{len(failed)} tiles failed: " + "; ".join(failed)] if failed else []
+    count = sum(len(result.failures) for result in results)
+    said += [f"{count} tiles failed: " + "; ".join(failed)] if failed else []
     if said:
         raise TilesFailed("; ".join(said), results)
     return results
+
+
+def _few(failures: Sequence[str]) -> str:
+    """The first failures of an image, and how many more there are; mostly all have the same cause."""
+    more = [f"and {len(failures) - NAMED} more"] if len(failures) > NAMED else []
+    return "; ".join([*failures[:NAMED], *more])
 
 
 def _reason(error: Exception) -> str:

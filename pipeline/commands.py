@@ -19,6 +19,9 @@ LOG_EVERY = 10.0
 GRACE = 30.0
 """Seconds that a command may take to end when told to; then it says where it stands, and is ended."""
 
+_again: str | None = None
+"""What the command that runs must be given without to go on where it is cut short; None: nothing is kept of it."""
+
 
 class Parser(argparse.ArgumentParser):
     """Argument errors are one line and status 2."""
@@ -30,11 +33,11 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command: 2 for what the user can mend, 1 for the rest, 130 and 143 after SIGINT and SIGTERM."""
-
-    again = " without --overwrite" if "--overwrite" in sys.argv else ""
+    global _again
+    _again = None
 
     def ended(*_: Any) -> NoReturn:
-        os.write(2, f"ended: the same command{again} continues\n".encode())
+        os.write(2, f"ended{_continues()}\n".encode())
         faulthandler.dump_traceback_later(GRACE, exit=True)  # what is interrupted anywhere may be held up anywhere
         raise SystemExit(143)
 
@@ -46,7 +49,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         status = main()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print(f"interrupted: the same command{again} continues", file=sys.stderr)
+        print(f"interrupted{_continues()}", file=sys.stderr)
         status = 130
     except (ValueError, OSError, MemoryError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -56,6 +59,17 @@ def run(main: Callable[[], int]) -> NoReturn:
         status = 1
     sys.stdout.flush()
     raise SystemExit(status)
+
+
+def resumable(overwrite: bool = False) -> None:
+    """From now on the command is one that the same command continues; not with `overwrite`, which begins anew."""
+    global _again
+    _again = " without overwrite" if overwrite else ""
+
+
+def _continues() -> str:
+    """What is said of the command where it is cut short."""
+    return "" if _again is None else f": the same command{_again} continues"
 
 
 def one_line(error: BaseException) -> str:
@@ -82,7 +96,12 @@ def progress(label: str) -> Iterator[Callable[[Any], None]]:
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with Progress(TextColumn(label), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn()) as bar:
+    with Progress(
+        TextColumn("{task.description}", markup=False),  # a name may hold braces and brackets
+        BarColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+        TimeRemainingColumn(),
+    ) as bar:
         task = bar.add_task(label, total=None, text="")
         yield lambda p: bar.update(task, total=p.tiles, completed=p.done, text=_text(p))
 
@@ -98,6 +117,7 @@ def predict(images: list[str], output: str, net: Any, *, folder: bool, verify: b
 
     Raises RuntimeError where tiles or images failed.
     """
+    resumable(given.get("overwrite", False))
     return _many(images, output, net, verify, given) if folder else _one(images[0], output, net, verify, given)
 
 
@@ -109,7 +129,7 @@ def _one(image: str, output: str, net: Any, verify: bool, given: dict[str, Any])
         try:
             result = api.predict(image, net, output, report=report, own_process=True, **given)
         except api.TilesFailed as error:
-            print(f"{output}: unfinished after {time.monotonic() - began:.1f} s; the same command continues")
+            print(f"{output}: unfinished after {time.monotonic() - began:.1f} s{_continues()}")
             raise RuntimeError(str(error)) from error
     plan = result.plan
     if result.resumed == plan.units:
@@ -140,13 +160,24 @@ def _many(images: list[str], output: str, net: Any, verify: bool, given: dict[st
 def _verified(output: str, image: str | None, net: Any) -> bool:
     from pipeline import api
 
-    found = api.verify(output, image, net)
-    print(f"verified: {found.windows} windows, {found.shards} shards, max difference {found.max_difference:g}")
-    return found.ok
+    return is_sound(output, api.verify(output, image, net))
+
+
+def is_sound(output: str, found: Any) -> bool:
+    """Say what verify found, the places first that are off; whether there are none."""
+    for place in found.places:
+        print(place)
+    verdict = "sound" if found.ok else "NOT SOUND"
+    print(
+        f"{output}: {verdict}: {found.windows} windows, {found.shards} shards, max difference "
+        f"{found.max_difference:g} ({found.where})"
+    )
+    return bool(found.ok)
 
 
 def train(job: Any) -> int:
     """Train, say how it goes and went, and return the exit status."""
+    resumable()
     from pipeline import api
 
     began, last = time.monotonic(), [-LOG_EVERY]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -18,16 +19,19 @@ _UNITS = {"": 1, "b": 1} | {
 
 def parse_bytes(value: Any) -> int:
     """Bytes of "2GB", "300 MiB" or a plain number."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return int(value)
     match = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]*)\s*", str(value).lower())
-    if not match or match[2] not in _UNITS or match[1].count(".") > 1 or match[1] == ".":
-        raise ValueError(f"{value!r} is no amount of memory; write it like 2GB or 300MiB")
-    return int(float(match[1]) * _UNITS[match[2]])
+    with suppress(ValueError, OverflowError):  # of two points, or of what is infinite or no number
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return int(value)
+        if match and match[2] in _UNITS:
+            return int(float(match[1]) * _UNITS[match[2]])
+    raise ValueError(f"{value!r} is no amount of memory; write it like 2GB or 300MiB")
 
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 Numbers = tuple[float, ...] | None
+RAY = ("worker_cpus", "worker_gpus", "address")
+"""Options that say something to the Ray engine alone."""
 
 
 class Settings(BaseModel):
@@ -84,6 +88,22 @@ class Options(Settings):
             raise ValueError(f"is for engine dask, not {engine}")
         return value
 
+    @field_validator(*RAY)
+    @classmethod
+    def _for_ray(cls, value: Any, info: ValidationInfo) -> Any:
+        """The default asks for nothing, so that it may be spelled out with any engine."""
+        default = cls.model_fields[str(info.field_name)].default
+        if value != default and (engine := info.data.get("engine", "ray")) != "ray":
+            raise ValueError(f"is for engine ray, not {engine}")
+        return value
+
+    @field_validator("window")
+    @classmethod
+    def _window(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and (mode := info.data.get("mode", "blend")) != "blend":
+            raise ValueError(f"is for mode blend, not {mode or 'exact'}")
+        return value
+
 
 def options(**given: Any) -> Options:
     """Validated options. Raises ValueError of one line that names the option, its value and what is wrong."""
@@ -100,6 +120,13 @@ class InferJob(Options):
     network: NetworkPath | None = None
     verify: bool = False
 
+    @field_validator(*RAY)
+    @classmethod
+    def _for_ray(cls, value: Any, info: ValidationInfo) -> Any:
+        """Taken with any engine: a job file says what its workers need, and engine=local may be laid over it."""
+        return value
+
     def options(self) -> dict[str, Any]:
         """What `pipeline.predict` is given beside image, network and output."""
-        return self.model_dump(exclude_unset=True, include=set(Options.model_fields))
+        others = set() if self.engine == "ray" else set(RAY)
+        return self.model_dump(exclude_unset=True, include=set(Options.model_fields) - others)

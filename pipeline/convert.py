@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.commands import Parser, progress, run
+from pipeline.commands import Parser, progress, resumable, run
 
 
 def main() -> int:
@@ -16,6 +16,7 @@ def main() -> int:
     p.add_argument("--workers", type=int)
     p.add_argument("--overwrite", action="store_true")
     given = {k: v for k, v in vars(p.parse_args()).items() if v is not None}
+    resumable(given["overwrite"])
     from pipeline import api
 
     image, output = given.pop("image"), given.pop("output")

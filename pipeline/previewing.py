@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import zlib
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 from PIL.PngImagePlugin import PngInfo
 
 from pipeline.stitching import preview
 from pipeline.storage.disk import OutputError
-from pipeline.storage.location import Location, local_path
+from pipeline.storage.location import Inputs, Location
 from pipeline.storage.output import Output
 from pipeline.tiling.geometry import Interval, Region
 from pipeline.tiling.plan import Plan
@@ -45,20 +44,22 @@ def preview_of(output: Location) -> tuple[Location, str]:
     return output.above(), name
 
 
-def check_spared(image: Any, output: Location, *, ours: bool) -> None:
-    """Raises ValueError where the preview of an output would replace the image, or a file that is none of ours.
-
-    `ours`: the output is there already, and so may its preview be.
-    """
+def check_spared(inputs: Inputs, output: Location) -> None:
+    """Raises ValueError where the preview of an output would replace an image of the call."""
     folder, name = preview_of(output)
-    place = folder.within(name)
-    if isinstance(image, str) and place.is_same(local_path(image)):
-        raise ValueError(f"the preview of {output.name} would replace the image itself: give another name with -o")
-    if ours or folder.length(name) is None:
+    if image := inputs.at(folder.within(name)):
+        raise ValueError(f"the preview of {output.name} would replace the image {image}: give another name with -o")
+
+
+def check_free(output: Location) -> None:
+    """Raises OutputError where the preview of an output would replace a file that is none of ours."""
+    folder, name = preview_of(output)
+    if folder.length(name) is None:
         return
     with suppress(IsADirectoryError):  # which nothing replaces
         if MARK.encode() not in folder.read(name)[:1024]:
-            raise ValueError(f"{place} is in the way of the preview, and not ours: give another name with -o")
+            place = folder.within(name)
+            raise OutputError(f"{place} is in the way of the preview, and not ours: give another name with -o")
 
 
 def draw(output: Output, plan: Plan) -> None:
@@ -83,6 +84,7 @@ def draw(output: Output, plan: Plan) -> None:
                 picture = np.zeros((values.shape[0], rows, columns), np.float32)
             picture[:, part["y"][:, None], part["x"]] = values
     if picture is not None:
+        check_free(location)  # again, as the run may have begun long ago
         card = output.attributes.get("network", {})
         lines = tuple([n * c for n in range(1, -(-size // c))] for size, c in zip(plan.size, plan.core, strict=True))
         tiles = plan.tiles

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.commands import Parser, run
+from pipeline.commands import Parser, is_sound, run
 
 
 def main() -> int:
@@ -13,15 +13,7 @@ def main() -> int:
     given = p.parse_args()
     from pipeline import api
 
-    report = api.verify(given.output, given.image, given.network)
-    for place in report.places:
-        print(place)
-    verdict = "sound" if report.ok else "NOT SOUND"
-    print(
-        f"{given.output}: {verdict}: {report.windows} windows, {report.shards} shards, max difference "
-        f"{report.max_difference:g} ({report.where})"
-    )
-    return 0 if report.ok else 1
+    return 0 if is_sound(given.output, api.verify(given.output, given.image, given.network)) else 1
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import pipeline
-from pipeline import previewing
+from pipeline import api, commands, previewing
 from pipeline.analysis import Analysis
 from pipeline.api import TilesFailed
 from pipeline.stitching.ledger import Ledger
@@ -92,10 +92,11 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> Typed:
     def run(*words: str | Path, module: str = "infer") -> tuple[int, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [module, *map(str, words)])
-        before = signal.getsignal(signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         with pytest.raises(SystemExit) as ended:
             runpy.run_module(f"pipeline.{module}", run_name="__main__")
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         assert isinstance(ended.value.code, int)
         return ended.value.code, capfd.readouterr().err
 
@@ -118,6 +119,24 @@ def test_verify_names_a_shard_whose_bytes_are_not_what_was_written(harm: str, bi
         [sys.executable, "-m", "pipeline.verify", result.path], capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 1 and name in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_prediction_that_verifies_says_the_same_of_an_unsound_output(
+    folder: bool, big: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, Any] = {"folder": folder, "verify": True, "given": {"workers": 1}}
+    target = str(tmp_path / ("o" if folder else "o.zarr"))
+    output = tmp_path / "o" / "big.zarr" if folder else tmp_path / "o.zarr"
+    assert commands.predict([str(big)], target, "unet-tiny", **asked) == 0
+    assert f"{output}: sound: " in capsys.readouterr().out
+    shard = next(path for path in (output / "0" / "c").rglob("*") if path.is_file())
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
+    assert commands.predict([str(big)], target, "unet-tiny", **asked) == 1
+    *_, place, verdict = capsys.readouterr().out.splitlines()
+    assert str(shard.relative_to(output)) in place or "cannot be read" in place
+    assert verdict.startswith(f"{output}: NOT SOUND: ")
 
 
 def plant(result: pipeline.Result, change: Callable[[np.ndarray], None]) -> None:
@@ -345,6 +364,24 @@ def test_of_many_images_a_dry_run_analyses_and_measures_once(
     status, said = typed("*.tif", "--network", "unet-tiny", "--dry-run")
     assert status == 0, said
     assert counts == {"__init__": 1, "_seconds": 1} and not list(tmp_path.glob("*.zarr"))
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "called"),
+    [
+        (["o.zarr"], "verify", "verify"),
+        (["unet-tiny", "net.pt2"], "export", "export"),
+        (["big.tif", "--dry-run"], "infer", "forecasts"),
+    ],
+)
+def test_what_keeps_nothing_promises_nothing_where_it_is_interrupted(
+    words: list[str], module: str, called: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, called, interrupted)
+    assert typed(*words, module=module) == (130, "interrupted\n")
 
 
 def test_an_option_that_does_nothing_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from pipeline.api import TilesFailed
 
 Moment = Callable[[Path], object]
 UNITS = 72
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +153,27 @@ def test_stopped_and_continued(image: Path, undisturbed: dict[str, bytes], tmp_p
     done = lines(tmp_path)
     assert pipeline.predict(str(image), "unet-tiny", tmp_path / "o.zarr", workers=1).resumed == done
     assert contents(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("how", ["typed, as argparse lets one", "in a job file", "laid over a job file"])
+def test_with_overwrite_another_command_continues_and_is_named(
+    how: str, image: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """As the same one would do all again."""
+    settings = f"image: {image}, output: o.zarr, network: unet-tiny, kind: probability, tile: [64, 64], workers: 2"
+    (tmp_path / "job.yaml").write_text(f"{{{settings}, overwrite: {how == 'in a job file'}}}")
+    job = [sys.executable, str(ROOT / "jobs" / "infer.py"), "job.yaml"]
+    once, again = {
+        "typed, as argparse lets one": ([*line(image, workers=2), "--overw"], line(image, workers=2)),
+        "in a job file": (job, [*job, "overwrite=false"]),
+        "laid over a job file": ([*job, "overwrite=true"], job),
+    }[how]
+    run = begin(once, tmp_path)
+    until(lambda f: lines(f) >= 2, run, tmp_path)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate()
+    assert said.endswith("interrupted: the same command without overwrite continues\n")
+    assert " units were done before" in finish(again, tmp_path)
 
 
 def test_a_worker_that_is_killed_is_replaced(image: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:

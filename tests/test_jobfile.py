@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +70,15 @@ def test_gpus_are_the_workers_not_the_drivers() -> None:
 @pytest.mark.parametrize("file", sorted(ROOT.glob("jobs/infer*.yaml")), ids=lambda path: path.name)
 def test_the_job_files_here_are_valid(file: Path) -> None:
     load_job(InferJob, file, REQUIRED)
+
+
+def test_a_job_for_gpus_on_ray_may_be_run_by_another_engine() -> None:
+    """What the file asks of Ray is asked of nobody then."""
+    file = ROOT / "jobs" / "infer-gpu.yaml"
+    given = load_job(InferJob, file, [*REQUIRED, "engine=local", "address=10.0.0.1:6379"]).options()
+    assert options(**given).engine == "local"
+    assert given.keys().isdisjoint({"worker_cpus", "worker_gpus", "address"})
+    assert options(**load_job(InferJob, file, REQUIRED).options()).worker_cpus == 2
 
 
 def test_paths_start_where_they_were_written(tmp_path: Path) -> None:
@@ -139,6 +150,12 @@ def test_numbers_may_be_written_as_on_the_command_line(tmp_path: Path) -> None:
     assert job.options() == {
         "channels": (0,), "scale": (0.5,), "tile": (512, 256), "mean": (1.0, 2.0, 3.0), "memory": 300_000_000,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("amount", [math.inf, -math.inf, math.nan, "inf", "1.2.3GB", ".", True, "9" * 400])
+def test_what_is_no_amount_of_memory_is_refused(amount: Any) -> None:
+    with pytest.raises(ValueError, match=r"^option memory=.* is no amount of memory; write it like 2GB or 300MiB$"):
+        options(memory=amount)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,33 @@ def test_the_image_is_never_overwritten(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("second", ["many/a.zarr", "link.zarr", "many/a.preview.png"])
+def test_no_image_of_the_call_is_overwritten_before_its_turn(
+    second: str, image: Path, net: nn.Module, tmp_path: Path
+) -> None:
+    """Not by its own name, through a link, nor by a preview, though what is there be ours; it is done itself."""
+    (tmp_path / "many").mkdir()
+    if second == "many/a.preview.png":
+        pipeline.predict(image, net, tmp_path / "many/a.zarr", workers=1)
+    else:
+        pipeline.convert(image, tmp_path / "many/a.zarr", workers=1)
+    (tmp_path / "link.zarr").symlink_to("many/a.zarr")
+    images = [shutil.copy(image, tmp_path / "a.tif"), tmp_path / second]
+    before = contents(tmp_path / "many")
+    with pytest.raises(TilesFailed, match=rf"^1 of 2 images failed: .*a.tif: .* the image .*{second}") as failed:
+        pipeline.predict(images, net, tmp_path / "many", workers=1, overwrite=True)
+    assert len(failed.value.results) == 1
+    assert contents(tmp_path / "many").items() >= before.items()
+
+
+def test_an_image_that_is_yet_to_be_made_is_no_output_of_the_same_call(
+    image: Path, net: nn.Module, tmp_path: Path
+) -> None:
+    first = shutil.copy(image, tmp_path / "a.tif")
+    with pytest.raises(TilesFailed, match=r"^2 of 2 images failed: .*a.zarr is the image .* no such file"):
+        pipeline.predict([first, tmp_path / "many" / "a.zarr"], net, tmp_path / "many", workers=1)
+
+
 def test_a_folder_of_outputs_must_be_a_folder(image: Path, net: nn.Module, tmp_path: Path) -> None:
     pipeline.predict(image, net, tmp_path / "o.zarr", workers=1)
     before = contents(tmp_path)
@@ -186,6 +213,21 @@ def test_the_least_memory_that_an_error_names_will_do(options: dict[str, Any], i
     assert plan.memory <= int(least.removesuffix("MB")) * 1_000_000
 
 
+@pytest.mark.parametrize(("overwrite", "how"), [(False, ""), (True, " without overwrite")])
+def test_a_run_that_lost_tiles_says_how_it_is_continued(
+    overwrite: bool, how: str, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tifffile.TiffFile(image) as file:
+        offset = file.pages[0].dataoffsets[7]
+    with image.open("r+b") as raw:
+        raw.seek(offset)
+        raw.write(bytes(200))
+    given = {"workers": 1, "overwrite": overwrite}
+    with pytest.raises(RuntimeError, match="1 tiles failed"):
+        commands.predict([str(image)], str(tmp_path / "o.zarr"), "unet-tiny", folder=False, verify=False, given=given)
+    assert capsys.readouterr().out.endswith(f" s: the same command{how} continues\n")
+
+
 def test_a_chunk_that_does_not_decode_fails_its_tile_until_the_file_is_mended(
     image: Path, net: nn.Module, tmp_path: Path
 ) -> None:
@@ -198,6 +240,8 @@ def test_a_chunk_that_does_not_decode_fails_its_tile_until_the_file_is_mended(
         with pytest.raises(TilesFailed, match=r"tile 2 .*page 0, tile 7 cannot be decoded") as failed:
             pipeline.predict(image, net, tmp_path / "o.zarr", **options)
         assert len(failed.value.results[0].failures) == 9  # the halos of its neighbours take it too
+        assert str(failed.value).startswith(f"9 tiles failed: {tmp_path}/o.zarr: tile 1 (rows 0 to 64, ")
+        assert str(failed.value).count("cannot be decoded") == 3 and str(failed.value).endswith("; and 6 more")
     image.write_bytes(sound)
     with pytest.raises(ValueError, match=r"was started with image .*, this run has .*--overwrite"):
         pipeline.predict(image, net, tmp_path / "o.zarr", **options)
@@ -231,7 +275,7 @@ def test_a_preview_replaces_neither_the_image_nor_a_picture_of_somebody_else(net
     pixels = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.preview.png")
     before = contents(tmp_path)
-    with pytest.raises(ValueError, match=r"^the preview of photo.zarr would replace the image itself: give another"):
+    with pytest.raises(ValueError, match=r"^the preview of photo.zarr would replace the image .*preview.png: give"):
         pipeline.predict(tmp_path / "photo.preview.png", net, tmp_path / "photo.zarr", workers=1)
     with pytest.raises(ValueError, match=r"photo.preview.png is in the way of the preview, and not ours: give another"):
         pipeline.predict(pixels.transpose(2, 0, 1), net, tmp_path / "photo.zarr", workers=1)
@@ -243,12 +287,30 @@ def test_a_preview_replaces_neither_the_image_nor_a_picture_of_somebody_else(net
     assert contents(tmp_path)["photo.preview.png"] == before["photo.preview.png"]
 
 
+def test_what_somebody_put_in_place_of_a_preview_of_ours_stays(
+    image: Path, net: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Refused where all would be made anew; a run that goes on keeps what it made, and says it."""
+    output, picture = tmp_path / "o.zarr", tmp_path / "o.preview.png"
+    result = pipeline.predict(image, net, output, workers=1, tile=(64, 64))
+    picture.write_text("precious")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"o.preview.png is in the way of the preview, and not ours: give another"):
+        pipeline.predict(image, net, output, workers=1, overwrite=True)
+    assert contents(tmp_path) == before
+    assert pipeline.predict(image, net, output, workers=1).resumed == result.plan.units
+
+    (output / "ledger" / "ledger.txt").unlink()  # so that all is to be done again
+    pipeline.predict(image, net, output, workers=1)
+    assert picture.read_text() == "precious" and "is in the way of the preview" in caplog.text
+
+
 def test_an_array_of_an_output_is_not_overwritten_by_what_is_made_of_it(net: nn.Module, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (3, 40, 50), np.uint8)
     result = pipeline.predict(pixels, net, tmp_path / "o.zarr", kind="logits", workers=1)
     before = contents(tmp_path)
     two = nn.Conv2d(2, 2, 1).eval()
-    with pytest.raises(ValueError, match=r"^the image is an array of the output .*o.zarr itself: give another output"):
+    with pytest.raises(ValueError, match=r"^the image .*o.zarr/0 lies in the output .*o.zarr: give another name"):
         pipeline.predict(result.array, two, tmp_path / "o.zarr", overwrite=True, workers=1)
     assert contents(tmp_path) == before
 
@@ -276,6 +338,33 @@ def test_options_that_contradict_a_run_that_was_started_are_refused(net: nn.Modu
 def test_a_reach_is_declared_only_where_it_is_not_derived(net: nn.Module, image: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^--reach 5: is for a network with an operation that the analysis does not"):
         pipeline.predict(image, net, tmp_path / "o.zarr", reach=5)
+
+
+def test_a_copy_takes_no_option_that_would_change_its_pixels(image: Path, tmp_path: Path) -> None:
+    for options in ({"channels": (0,)}, {"kind": "logits"}, {"precision": "float64"}):
+        with pytest.raises(ValueError, match=f"^unknown option '{next(iter(options))}'; convert has address, axes, en"):
+            pipeline.convert(image, tmp_path / "c.zarr", workers=1, **options)
+    assert not (tmp_path / "c.zarr").exists()
+    copy = pipeline.convert(image, tmp_path / "c.zarr", workers=1, memory="1GB", engine="local", level=0)
+    assert copy.array.shape == (3, 200, 260)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"address": "10.0.0.1:6379"}, "address=10.0.0.1:6379: is for engine ray, not local"),
+        ({"worker_gpus": 1}, "worker_gpus=1: is for engine ray, not local"),
+        ({"worker_cpus": 2, "engine": "dask"}, "worker_cpus=2: is for engine ray, not dask"),
+        ({"window": 64}, "window=64: is for mode blend, not exact"),
+        ({"window": 64, "mode": "exact"}, "window=64: is for mode blend, not exact"),
+    ],
+)
+def test_an_option_that_another_option_leaves_without_effect_is_refused(
+    options: dict[str, Any], said: str, image: Path, net: nn.Module, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"^option {said}$"):
+        pipeline.predict(image, net, tmp_path / "o.zarr", **options)
+    pipeline.plan(image, net, worker_cpus=1, worker_gpus=0, engine="dask")  # which asks for what there is anyway
 
 
 def test_a_copy_of_an_image_that_cannot_be_read_whole_says_so(image: Path, tmp_path: Path) -> None:

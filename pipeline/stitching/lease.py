@@ -129,7 +129,8 @@ class Lease:
         """Raises LedgerError where the lease is no longer held, so that nothing more may be written."""
         if self.lost or time.monotonic() - self._renewed > TERM:
             raise LedgerError(
-                f"{self.what}: the lease was lost, another run may be writing; the same command continues"
+                f"{self.what}: the lease was lost, another run may be writing; the same command, without "
+                "overwrite, continues"
             )
 
     def release(self) -> None:

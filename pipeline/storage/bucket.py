@@ -125,12 +125,6 @@ class Bucket:
     def within(self, name: str) -> Bucket:
         return Bucket(self._at(name))
 
-    def is_same(self, image: str) -> bool:
-        return image.rstrip("/") == self.url
-
-    def holds(self, image: str) -> bool:
-        return image.startswith(f"{self.url}/")
-
     def zarr_store(self) -> Any:
         from zarr.storage import ObjectStore
 

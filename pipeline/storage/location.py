@@ -73,12 +73,6 @@ class Location(Protocol):
     def within(self, name: str) -> Location:
         """Another place, below this one."""
 
-    def is_same(self, image: str) -> bool:
-        """Whether a path or URL is this very place."""
-
-    def holds(self, image: str) -> bool:
-        """Whether a path or URL lies in this place."""
-
     def zarr_store(self) -> Any:
         """A read-only store of zarr for what lies here, whatever the working directory becomes."""
 
@@ -128,6 +122,49 @@ def location_of(path: str | os.PathLike[str]) -> Location:
 
         return Bucket(path)
     return Folder(path)
+
+
+class Inputs:
+    """Where the images of a call lie, so that nothing is written in their place. Asked as quickly for thousands."""
+
+    def __init__(self) -> None:
+        self._at: dict[Any, str] = {}
+        self._within: dict[Any, str] = {}
+        self._folders = set[PurePath]()
+
+    def add(self, image: Any) -> None:
+        """An image's path or URL, or an array, which counts where it lies among files."""
+        path = image if isinstance(image, str) else array_path(image)
+        if path is None:
+            return
+        place = _resolved(path)
+        self._at.setdefault(_key(place), path)
+        for folder in place.parents:
+            if folder in self._folders:  # and so are all above it
+                break
+            self._folders.add(folder)
+            self._within.setdefault(_key(folder), path)
+
+    def at(self, output: Location) -> str | None:
+        """The image that is this very place, by whatever path."""
+        return self._at.get(_key(_resolved(str(output))))
+
+    def within(self, output: Location) -> str | None:
+        """An image that lies in this place."""
+        return self._within.get(_key(_resolved(str(output))))
+
+
+def _resolved(path: str) -> PurePath:
+    return PurePath(path if is_url(path) else os.path.realpath(path))
+
+
+def _key(place: PurePath) -> Any:
+    """The same for all paths of a place, also by mounts; of what is not there, and of a URL, its name."""
+    try:
+        found = os.stat(place)
+    except OSError:
+        return place
+    return found.st_dev, found.st_ino
 
 
 class Folder:
@@ -202,12 +239,6 @@ class Folder:
 
     def within(self, name: str) -> Folder:
         return Folder(self.path / name)
-
-    def is_same(self, image: str) -> bool:
-        return os.path.exists(self.path) and os.path.exists(image) and os.path.samefile(self.path, image)
-
-    def holds(self, image: str) -> bool:
-        return not is_url(image) and any(self.is_same(str(p)) for p in Path(os.path.realpath(image)).parents)
 
     def zarr_store(self) -> Any:
         from zarr.storage import LocalStore
