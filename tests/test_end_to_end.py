@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
 from torch import nn
 
 import pipeline
@@ -215,6 +216,28 @@ def test_convert_keeps_every_pixel(big: Path, tmp_path: Path, typed: Typed) -> N
     with pipeline.open_image(big) as a, pipeline.open_image(tmp_path / "big.ome.zarr") as b:
         np.testing.assert_array_equal(a.dask.compute(), b.dask.compute())
         assert b.shape == a.shape
+
+
+def test_a_large_chunk_takes_the_memory_that_the_plan_says(tmp_path: Path) -> None:
+    """Measured in a process of its own, and refused where a worker may not take it."""
+    shape = 8, 1500, 1500
+    array = zarr.create_array(tmp_path / "big.zarr", shape=shape, chunks=shape, dtype="f4", dimension_names="cyx")
+    array[:] = 1
+    with pytest.raises(ValueError, match=r"give --memory 145MB"):
+        pipeline.plan(tmp_path / "big.zarr", "unet-tiny", memory="100MB", channels=(0, 1, 2))
+    code = (
+        "import numpy, pipeline\n"
+        "def peak():\n"
+        "    status = open('/proc/self/status').read()\n"
+        "    return int(status.split('VmHWM:')[1].split()[0]) * 1024\n"
+        "pipeline.predict(numpy.zeros((3, 64, 64), 'f4'), 'unet-tiny', 'small.zarr', workers=1)\n"
+        "before, options = peak(), {'memory': '145MB', 'channels': (0, 1, 2), 'workers': 1}\n"
+        "plan = pipeline.predict('big.zarr', 'unet-tiny', 'out.zarr', **options).plan\n"
+        "print(plan.memory, peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    said, taken = map(int, done.stdout.split())
+    assert said / 1.25 < taken < said * 1.25
 
 
 def test_planes_of_a_volume_run_one_by_one(tmp_path: Path) -> None:

@@ -185,8 +185,8 @@ def choose_core(
             return grid.y.core, grid.x.core
         least = min(least, need)
     raise ValueError(
-        f"a memory of {memory / 1e6:.0f} MB is too little for this network: the smallest tile needs "
-        f"{least / 1e6 + 1:.0f} MB; give --memory {least / 1e6 + 1:.0f}MB or more"
+        f"a memory of {memory / 1e6:.0f} MB is too little for this network and image: the smallest tile "
+        f"needs {least / 1e6 + 1:.0f} MB; give --memory {least / 1e6 + 1:.0f}MB or more"
     )
 
 
