@@ -211,11 +211,27 @@ def test_another_run_on_the_same_output_is_refused_with_the_difference(big: Path
 
 
 def test_convert_keeps_every_pixel(big: Path, tmp_path: Path, typed: Typed) -> None:
-    status, said = typed(big, "big.ome.zarr", "--workers", "1", module="convert")
+    status, said = typed(big, "big.ome.zarr", "--workers", "1", "--memory", "1GB", module="convert")
     assert status == 0, said
     with pipeline.open_image(big) as a, pipeline.open_image(tmp_path / "big.ome.zarr") as b:
         np.testing.assert_array_equal(a.dask.compute(), b.dask.compute())
         assert b.shape == a.shape
+
+
+def measured(folder: Path, first: str, call: str) -> tuple[int, int]:
+    """Bytes that the plan of a call says, and those that it takes in a process that has made the first one."""
+    code = (
+        "import numpy, pipeline\n"
+        "def peak():\n"
+        "    status = open('/proc/self/status').read()\n"
+        "    return int(status.split('VmHWM:')[1].split()[0]) * 1024\n"
+        f"pipeline.{first}\n"
+        "before = peak()\n"
+        f"print(pipeline.{call}.plan.memory, peak() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    said, taken = map(int, done.stdout.split())
+    return said, taken
 
 
 def test_a_large_chunk_takes_the_memory_that_the_plan_says(tmp_path: Path) -> None:
@@ -225,19 +241,29 @@ def test_a_large_chunk_takes_the_memory_that_the_plan_says(tmp_path: Path) -> No
     array[:] = 1
     with pytest.raises(ValueError, match=r"give --memory 145MB"):
         pipeline.plan(tmp_path / "big.zarr", "unet-tiny", memory="100MB", channels=(0, 1, 2))
-    code = (
-        "import numpy, pipeline\n"
-        "def peak():\n"
-        "    status = open('/proc/self/status').read()\n"
-        "    return int(status.split('VmHWM:')[1].split()[0]) * 1024\n"
-        "pipeline.predict(numpy.zeros((3, 64, 64), 'f4'), 'unet-tiny', 'small.zarr', workers=1)\n"
-        "before, options = peak(), {'memory': '145MB', 'channels': (0, 1, 2), 'workers': 1}\n"
-        "plan = pipeline.predict('big.zarr', 'unet-tiny', 'out.zarr', **options).plan\n"
-        "print(plan.memory, peak() - before)"
+    said, taken = measured(
+        tmp_path,
+        "predict(numpy.zeros((3, 64, 64), 'f4'), 'unet-tiny', 'small.zarr', workers=1)",
+        "predict('big.zarr', 'unet-tiny', 'out.zarr', memory='145MB', channels=(0, 1, 2), workers=1)",
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    said, taken = map(int, done.stdout.split())
     assert said / 1.25 < taken < said * 1.25
+
+
+def test_a_copy_of_many_channels_keeps_to_its_memory(tmp_path: Path) -> None:
+    pixels = np.tile(np.arange(1100 * 1100, dtype=np.uint32).reshape(1, 1100, 1100).astype(np.uint16), (48, 1, 1))
+    tiles = {"chunks": (1, 512, 512), "dimension_names": "cyx"}
+    zarr.create_array(tmp_path / "in.zarr", shape=pixels.shape, dtype="u2", **tiles)[:] = pixels
+    said, taken = measured(
+        tmp_path,
+        "convert(numpy.zeros((1, 64, 64), 'u2'), 'small.zarr', workers=1)",
+        "convert('in.zarr', 'out.zarr', memory='60MB', workers=1)",
+    )
+    assert taken < 60_000_000 * 1.25 and 20_000_000 < said <= 60_000_000
+    assert np.array_equal(pipeline.open_image(tmp_path / "out.zarr").dask.compute(), pixels)
+    with pytest.raises(ValueError, match=r"too little for a copy .*; give --memory \d+MB or more") as refused:
+        pipeline.convert(pixels[:, :200, :200], tmp_path / "o.zarr", memory="1MB", workers=1)
+    least = str(refused.value).rsplit("--memory ", 1)[1].split()[0]
+    assert pipeline.convert(pixels[:, :200, :200], tmp_path / "o.zarr", memory=least, workers=1).plan.core == (128, 128)
 
 
 def test_planes_of_a_volume_run_one_by_one(tmp_path: Path) -> None:
