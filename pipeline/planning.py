@@ -67,7 +67,7 @@ def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
         check_core(options.tile, field.alignment)
         core = options.tile
     else:
-        core = choose_core(size, field, needs, options.memory)
+        core = choose_core(size, field, needs, options.memory, window)
     grid = Grid.build(size, core, field, planes)
     if options.tune:
         analysis.tune(grid.largest_read[1], lambda: needs(grid) <= options.memory)

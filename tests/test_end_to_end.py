@@ -20,7 +20,7 @@ import zarr
 from torch import nn
 
 import pipeline
-from pipeline import previewing
+from pipeline import api, previewing
 from pipeline.analysis import Analysis
 from pipeline.api import TilesFailed
 from pipeline.tiling.geometry import Region
@@ -49,6 +49,17 @@ def test_blend_is_the_same_for_any_tile(tmp_path: Path) -> None:
         for t in (48, 96)
     )
     np.testing.assert_allclose(a.array[:], b.array[:], atol=1e-5)
+    assert a.plan.read_amplification > b.plan.read_amplification > 1
+
+
+def test_a_forecast_of_blend_counts_every_window_and_tiles_have_few_junctions() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
+    image = np.zeros((1, 1024, 1024), np.uint8)
+    (chosen, _), (small, _) = (
+        next(api.forecasts([image], net, mode="blend", window=256, tile=tile)) for tile in (None, (512, 512))
+    )
+    assert chosen.core == (1024, 1024) and chosen.read_amplification == (7 * 256 / 1024) ** 2
+    assert small.read_amplification == (2 * 4 * 256 / 1024) ** 2
 
 
 def test_a_preview_has_a_smaller_result_where_it_lies_in_the_image() -> None:
