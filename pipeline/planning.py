@@ -61,6 +61,7 @@ def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
     window = None
     if mode == "blend":
         field, window = blend_field(field, options.window or WINDOW)
+        check_window(analysis, window)
     shape, axes = output_shape(kind, analysis.classes, field.output_shape(*size), planes, len(image.shape) == 4)
     needs = analysis.needs(image, options, analysis.classes * dtype.itemsize if kind != "mask" else dtype.itemsize)
     if options.tile is not None:
@@ -161,6 +162,18 @@ def check_size(analysis: Analysis, size: tuple[int, int]) -> None:
         raise ValueError(
             f"an image of {size[0]} x {size[1]} pixels is too small for network {analysis.network.name} ({reason}); "
             f"the least that works is {field.least[0]} x {field.least[1]}"
+        )
+
+
+def check_window(analysis: Analysis, window: tuple[int, int]) -> None:
+    """Raises ValueError, naming a side that works, where the network fails on windows of these sides."""
+    least = analysis.field.least
+    if all(n >= m for n, m in zip(window, least, strict=True)):
+        return
+    if reason := fails_at(analysis.network.module, analysis.channels, window):
+        raise ValueError(
+            f"windows of {window[0]} x {window[1]} pixels are too small for network {analysis.network.name} "
+            f"({reason}); give --window {max(least)} or more"
         )
 
 
