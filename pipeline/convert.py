@@ -14,6 +14,7 @@ def main() -> int:
     p.add_argument("--axes", help="axes of the image where it does not name them, such as CYX")
     p.add_argument("--level", type=int, help="resolution level of the image, 0 the finest")
     p.add_argument("--workers", type=int)
+    p.add_argument("--memory", help="what one worker may use, such as 2GB (default)")
     p.add_argument("--overwrite", action="store_true")
     given = {k: v for k, v in vars(p.parse_args()).items() if v is not None}
     resumable(given["overwrite"])

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from pipeline.analysis import WINDOW, Analysis, cache_bytes
+from pipeline.analysis import WINDOW, Analysis, cache_bytes, with_cache
 from pipeline.config import Options
 from pipeline.network.loading import Network
 from pipeline.network.sizes import fails_at
 from pipeline.storage.image import Image
 from pipeline.tiling.geometry import ReceptiveField
-from pipeline.tiling.grid import Grid, build_layout
+from pipeline.tiling.grid import Grid, Layout, build_layout
 from pipeline.tiling.plan import Plan, check_core, choose_core
+
+COPIED = (2048, 1024, 512, 256, 128)
+"""Sides of a tile of a copy: the largest that memory allows."""
+REDUCING = 4
+"""Times its own size that a shard of the pyramid takes: itself, its bytes, and strips of the level below."""
 
 
 def pick_channels(image: Image, wanted: int, options: Options, name: str) -> list[int] | None:
@@ -39,7 +45,7 @@ def pick_channels(image: Image, wanted: int, options: Options, name: str) -> lis
 
 def plan_any(image: Image, analysis: Analysis | None, options: Options) -> Plan:
     """The plan of a prediction, or of a copy where there is no network."""
-    return plan_copy(image) if analysis is None else plan_image(image, analysis, options)
+    return plan_copy(image, options) if analysis is None else plan_image(image, analysis, options)
 
 
 def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
@@ -57,13 +63,14 @@ def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
     window = None
     if mode == "blend":
         field, window = blend_field(field, options.window or WINDOW)
+        check_window(analysis, window)
     shape, axes = output_shape(kind, analysis.classes, field.output_shape(*size), planes, len(image.shape) == 4)
     needs = analysis.needs(image, options, analysis.classes * dtype.itemsize if kind != "mask" else dtype.itemsize)
     if options.tile is not None:
         check_core(options.tile, field.alignment)
         core = options.tile
     else:
-        core = choose_core(size, field, needs, options.memory)
+        core = choose_core(size, field, needs, options.memory, window)
     grid = Grid.build(size, core, field, planes)
     if options.tune:
         analysis.tune(grid.largest_read[1], lambda: needs(grid) <= options.memory)
@@ -95,13 +102,23 @@ def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
     )
 
 
-def plan_copy(image: Image) -> Plan:
-    """The plan that copies an image's pixels unchanged: no network, no halo."""
+def plan_copy(image: Image, options: Options) -> Plan:
+    """The plan that copies an image's pixels unchanged: no network, no halo. Raises ValueError for little memory."""
     size = (image.shape[-2], image.shape[-1])
     field = ReceptiveField((0, 0), (0, 0), (1, 1))
     axes = "czyx" if len(image.shape) == 4 else "cyx"
-    core = (min(2048, size[0]), min(2048, size[1]))
-    layout = build_layout(axes, image.dtype.name, image.shape, core, whole=False)
+    for side in COPIED:
+        core = (min(side, size[0]), min(side, size[1]))
+        layout = build_layout(axes, image.dtype.name, image.shape, core, whole=False)
+        need = copy_needs(image, core, layout)
+        least = max(image.copying, with_cache(need))
+        if least <= options.memory:
+            break
+    else:
+        raise ValueError(
+            f"a memory of {options.memory / 1e6:.0f} MB is too little for a copy of this image: the smallest tile "
+            f"needs {least / 1e6 + 1:.0f} MB; give --memory {least / 1e6 + 1:.0f}MB or more"
+        )
     return Plan(
         image=image_part(image, None),
         network=None,
@@ -115,7 +132,15 @@ def plan_copy(image: Image) -> Plan:
         planes=image.shape[1] if axes == "czyx" else 1,
         core=core,
         layout=layout,
+        memory=max(image.copying, need + cache_bytes(options)),
     )
+
+
+def copy_needs(image: Image, core: tuple[int, int], layout: Layout) -> int:
+    """Bytes that a worker needs for a tile or a shard of the pyramid: all channels, of which one is in the making."""
+    tile = (image.shape[0] + 1) * core[0] * core[1]
+    shard = math.prod(layout.shards[1]) if len(layout.shards) > 1 else 0
+    return max(tile, REDUCING * shard) * image.dtype.itemsize + image.decoding
 
 
 def image_part(image: Image, channels: list[int] | None) -> dict[str, Any]:
@@ -139,6 +164,18 @@ def check_size(analysis: Analysis, size: tuple[int, int]) -> None:
         raise ValueError(
             f"an image of {size[0]} x {size[1]} pixels is too small for network {analysis.network.name} ({reason}); "
             f"the least that works is {field.least[0]} x {field.least[1]}"
+        )
+
+
+def check_window(analysis: Analysis, window: tuple[int, int]) -> None:
+    """Raises ValueError, naming a side that works, where the network fails on windows of these sides."""
+    least = analysis.field.least
+    if all(n >= m for n, m in zip(window, least, strict=True)):
+        return
+    if reason := fails_at(analysis.network.module, analysis.channels, window):
+        raise ValueError(
+            f"windows of {window[0]} x {window[1]} pixels are too small for network {analysis.network.name} "
+            f"({reason}); give --window {max(least)} or more"
         )
 
 

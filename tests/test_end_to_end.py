@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
 from torch import nn
 
 import pipeline
@@ -25,6 +26,7 @@ from pipeline.api import TilesFailed
 from pipeline.stitching.ledger import Ledger
 from pipeline.storage.output import open_output
 from pipeline.tiling.geometry import Region
+from pipeline.worker import INTERPRETER
 from tests.zoo import integer_weights_
 
 
@@ -50,6 +52,17 @@ def test_blend_is_the_same_for_any_tile(tmp_path: Path) -> None:
         for t in (48, 96)
     )
     np.testing.assert_allclose(a.array[:], b.array[:], atol=1e-5)
+    assert a.plan.read_amplification > b.plan.read_amplification > 1
+
+
+def test_a_forecast_of_blend_counts_every_window_and_tiles_have_few_junctions() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.InstanceNorm2d(4), nn.Conv2d(4, 2, 1)).eval()
+    image = np.zeros((1, 1024, 1024), np.uint8)
+    (chosen, _), (small, _) = (
+        next(api.forecasts([image], net, mode="blend", window=256, tile=tile)) for tile in (None, (512, 512))
+    )
+    assert chosen.core == (1024, 1024) and chosen.read_amplification == (7 * 256 / 1024) ** 2
+    assert small.read_amplification == (2 * 4 * 256 / 1024) ** 2
 
 
 def test_a_preview_has_a_smaller_result_where_it_lies_in_the_image() -> None:
@@ -268,7 +281,7 @@ def test_another_run_on_the_same_output_is_refused_with_the_difference(big: Path
 
 
 def test_convert_keeps_every_pixel(big: Path, tmp_path: Path, typed: Typed) -> None:
-    status, said = typed(big, "big.ome.zarr", "--workers", "1", module="convert")
+    status, said = typed(big, "big.ome.zarr", "--workers", "1", "--memory", "1GB", module="convert")
     assert status == 0, said
     with pipeline.open_image(big) as a, pipeline.open_image(tmp_path / "big.ome.zarr") as b:
         np.testing.assert_array_equal(a.dask.compute(), b.dask.compute())
@@ -285,6 +298,53 @@ def test_convert_keeps_complex_pixels(tmp_path: Path) -> None:
     plant(result, lambda stored: np.copyto(stored, stored.conj()))
     report = pipeline.verify(result.path, pixels)
     assert not report.ok and 0 < report.max_difference < np.inf
+
+
+def measured(folder: Path, first: str, call: str) -> list[int]:
+    """Bytes that the plan of a call says, that it takes after a first one in the same process, and of that process."""
+    code = (
+        "import numpy, pipeline\n"
+        "def peak():\n"
+        "    status = open('/proc/self/status').read()\n"
+        "    return int(status.split('VmHWM:')[1].split()[0]) * 1024\n"
+        f"pipeline.{first}\n"
+        "before = peak()\n"
+        f"print(pipeline.{call}.plan.memory, peak() - before, peak())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return [int(number) for number in done.stdout.split()]
+
+
+def test_a_large_chunk_takes_the_memory_that_the_plan_says(tmp_path: Path) -> None:
+    """Measured in a process of its own, and refused where a worker may not take it."""
+    shape = 8, 1500, 1500
+    array = zarr.create_array(tmp_path / "big.zarr", shape=shape, chunks=shape, dtype="f4", dimension_names="cyx")
+    array[:] = 1
+    with pytest.raises(ValueError, match=r"give --memory 145MB"):
+        pipeline.plan(tmp_path / "big.zarr", "unet-tiny", memory="100MB", channels=(0, 1, 2))
+    said, taken, _ = measured(
+        tmp_path,
+        "predict(numpy.zeros((3, 64, 64), 'f4'), 'unet-tiny', 'small.zarr', workers=1)",
+        "predict('big.zarr', 'unet-tiny', 'out.zarr', memory='145MB', channels=(0, 1, 2), workers=1)",
+    )
+    assert said / 1.25 < taken < said * 1.25
+
+
+def test_a_copy_of_many_channels_keeps_to_its_memory(tmp_path: Path) -> None:
+    pixels = np.tile(np.arange(1100 * 1100, dtype=np.uint32).reshape(1, 1100, 1100).astype(np.uint16), (64, 1, 1))
+    tiles = {"chunks": (1, 512, 512), "dimension_names": "cyx"}
+    zarr.create_array(tmp_path / "in.zarr", shape=pixels.shape, dtype="u2", **tiles)[:] = pixels
+    said, taken, peak = measured(
+        tmp_path,
+        "convert(numpy.zeros((1, 64, 64), 'u2'), 'small.zarr', workers=1)",
+        "convert('in.zarr', 'out.zarr', memory='60MB', workers=1)",
+    )
+    assert said <= 60_000_000 and said / 1.25 < taken and peak < INTERPRETER + 60_000_000
+    assert np.array_equal(pipeline.open_image(tmp_path / "out.zarr").dask.compute(), pixels)
+    with pytest.raises(ValueError, match=r"too little for a copy .*; give --memory \d+MB or more") as refused:
+        pipeline.convert(pixels[:, :200, :200], tmp_path / "o.zarr", memory="1MB", workers=1)
+    least = str(refused.value).rsplit("--memory ", 1)[1].split()[0]
+    assert pipeline.convert(pixels[:, :200, :200], tmp_path / "o.zarr", memory=least, workers=1).plan.core == (128, 128)
 
 
 def test_planes_of_a_volume_run_one_by_one(tmp_path: Path) -> None:

@@ -335,6 +335,18 @@ def test_options_that_contradict_a_run_that_was_started_are_refused(net: nn.Modu
         pipeline.predict(square, pooled, tmp_path / "b.zarr", workers=1, mode="blend", window=48)
 
 
+def test_a_window_that_is_too_small_for_the_network_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    """Of the size to which it is rounded; an image of another size would do."""
+    pooled = nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.MaxPool2d(4), nn.InstanceNorm2d(3), nn.Upsample(scale_factor=4)
+    ).eval()
+    pixels, output = np.zeros((3, 30, 40), np.uint8), tmp_path / "o.zarr"
+    with pytest.raises(ValueError, match=r"^windows of 4 x 4 pixels are too small .*1 spatial.* --window 8 or more$"):
+        pipeline.predict(pixels, pooled, output, workers=1, mode="blend", window=1)
+    assert not output.exists()
+    assert pipeline.predict(pixels, pooled, output, workers=1, mode="blend", window=8).plan.window == (8, 8)
+
+
 def test_a_reach_is_declared_only_where_it_is_not_derived(net: nn.Module, image: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^--reach 5: is for a network with an operation that the analysis does not"):
         pipeline.predict(image, net, tmp_path / "o.zarr", reach=5)

@@ -3,13 +3,6 @@
 An approximation, as such a network's answer depends on the window that it sees. But a reproducible one: the windows
 lie where the image alone says, whatever the tiles are, and each pixel adds up its windows in the same order.
 
-    image      0..............................100
-    windows    |=========|                          48 pixels, a step of 24
-                    |=========|
-                         |=========|
-                           |=========|              the last one ends with the image
-    core            |-- a tile --|                  averages all windows that touch it
-
 Source of the weights: Hann as in Pielawski & Waehlby (2020), https://doi.org/10.1371/journal.pone.0229839; the
 Gaussian of an eighth of the window as in nnU-Net, https://doi.org/10.1038/s41592-020-01008-z
 """
@@ -17,25 +10,15 @@ Gaussian of an eighth of the window as in nnU-Net, https://doi.org/10.1038/s4159
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.tiling.geometry import Interval, Region
+from pipeline.tiling.geometry import Region
+from pipeline.tiling.windows import half_step, windows
 
 Kind = Literal["hann", "gaussian"]
-
-
-def starts(size: int, window: int, step: int) -> list[int]:
-    """Where windows start along an axis: every step, and the last so that it ends with the axis.
-
-    All are multiples of the network's alignment where size, window and step are.
-    """
-    window = min(window, size)
-    last = size - window
-    return [*range(0, last, step), last]
 
 
 def weights(size: int, kind: Kind = "hann") -> NDArray[np.float64]:
@@ -44,21 +27,6 @@ def weights(size: int, kind: Kind = "hann") -> NDArray[np.float64]:
     if kind == "hann":
         return np.asarray(np.cos(np.pi * centred / size) ** 2)
     return np.asarray(np.exp(-0.5 * (centred / (size / 8)) ** 2))
-
-
-def half_step(window: int, alignment: int) -> int:
-    """Half the window, rounded down to the alignment but at least that."""
-    return max(alignment, window // 2 // alignment * alignment)
-
-
-def windows(core: Region, shape: tuple[int, int], window: tuple[int, int], step: tuple[int, int]) -> list[Region]:
-    """The windows of an image of `shape` that touch the core, in row-major order."""
-    axes = []
-    for rows, size, side, by in zip((core.y, core.x), shape, window, step, strict=True):
-        side = min(side, size)
-        touching = [s for s in starts(size, side, by) if s < rows.stop and s + side > rows.start]
-        axes.append([Interval(s, s + side) for s in touching])
-    return [Region(y, x) for y, x in product(*axes)]
 
 
 def blend(

@@ -207,6 +207,18 @@ class Image:
         """Whether every read would decode far more than it needs, as long as there is no copy in scratch."""
         return self._copy is None and scratch.is_needed(self._original, self.cache_bytes)
 
+    @property
+    def decoding(self) -> int:
+        """Bytes that a read takes beside its pixels and the cache: of the chunk that is being decoded."""
+        if isinstance(self._original, Direct):
+            return 0
+        return scratch.DECODING * scratch.chunk_bytes(self._original, self._chunk_shape)
+
+    @property
+    def copying(self) -> int:
+        """Bytes that it takes to make the copy; 0 where none is needed."""
+        return scratch.copy_bytes(self._original) if self.needs_copy else 0
+
     def prepare(self) -> Source:
         """Copies the image to scratch where it needs that."""
         with self._lock:

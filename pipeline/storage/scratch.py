@@ -39,6 +39,8 @@ SIDE = 512
 """Side of the copy's chunks."""
 LARGE = 16 << 20
 """Bytes of a chunk beyond which it is decoded piece by piece, where that can be done."""
+DECODING = 2
+"""Times its own size that a chunk takes while it is decoded: what the decoder makes, and the chunk in our order."""
 HEAVY = 16 << 20
 """Bytes of an array beyond which it goes to other processes through a copy on disk."""
 KEPT = ("format", "axes", "name", "volumetric")
@@ -48,15 +50,30 @@ PREFIX = f"pipeline-scratch-{socket.gethostname()}-"
 
 
 def is_needed(source: Source, cache_bytes: int) -> bool:
-    """Whether one read decodes much more than it needs, and more than the cache can keep for the next."""
+    """Whether one read decodes much more than it needs, and more than the cache can keep for the next.
+
+    A large chunk that the cache cannot keep is decoded again by every read, however much of it the read needs.
+    """
     if isinstance(source, Direct):
         return False
+    if chunk_bytes(source, source.chunk) > max(cache_bytes, LARGE):
+        return True
     touched = source.dtype.itemsize * source.chunk[1] * source.shape[0]
     wanted = source.dtype.itemsize * source.shape[0]
     for size, chunk in zip(source.shape[2:], source.chunk[2:], strict=True):
         touched *= min(size, -(-min(size, READ) // chunk) * chunk)
         wanted *= min(size, READ)
     return touched > cache_bytes and touched > WASTE * wanted
+
+
+def chunk_bytes(source: Source, chunk: Index) -> int:
+    """Bytes of a chunk of that shape, decoded."""
+    return math.prod(chunk) * source.dtype.itemsize
+
+
+def copy_bytes(source: Source) -> int:
+    """Bytes that decoding takes while the copy is made; those of chunks that are decoded piece by piece are few."""
+    return 0 if _pieces(source, (0, 0, 0, 0)) is not None else DECODING * chunk_bytes(source, source.chunk)
 
 
 def is_heavy(source: Source) -> bool:
@@ -172,14 +189,17 @@ def _write(source: Source, folder: Path) -> None:
 def _column(source: Source, c: int, z: int, x: int, count: int) -> Iterator[np.ndarray]:
     """All that one column of chunks holds, in blocks from the top down."""
     for y in range(count):
-        at = (c, z, y, x)
-        stream = None
-        if math.prod(source.chunk) * source.dtype.itemsize > LARGE and isinstance(source, Streamed):
-            stream = source.stream(at)
-        if stream is None:
-            yield source.decode(at)
+        pieces = _pieces(source, (c, z, y, x))
+        if pieces is None:
+            yield source.decode((c, z, y, x))
         else:
-            yield from stream
+            yield from pieces
+
+
+def _pieces(source: Source, at: Index) -> Iterator[np.ndarray] | None:
+    """A large chunk in blocks from the top down; None where it is decoded at once."""
+    large = chunk_bytes(source, source.chunk) > LARGE
+    return source.stream(at) if large and isinstance(source, Streamed) else None
 
 
 def _gathered(blocks: Iterator[np.ndarray], height: int) -> Iterator[np.ndarray]:

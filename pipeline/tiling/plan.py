@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from pipeline.tiling.geometry import Interval, ReceptiveField
 from pipeline.tiling.grid import SHARD, Grid, Layout, Tile
+from pipeline.tiling.windows import amplification
 
 FORMAT = 3
 HALO_COST = 1.10
-"""Largest read amplification of the tiles that the planner chooses, where memory allows."""
+"""Largest read amplification of the tiles that the planner chooses, where memory allows, over that of a single tile."""
 SIDES = (512, 768, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 6144, 8192)
 SMALL_SIDES = (384, 256, 192, 128, 96, 64, 48, 32, 24, 16, 8, 4, 2, 1)
 
@@ -62,8 +63,8 @@ class Plan:
 
     @property
     def read_amplification(self) -> float:
-        """Pixels read over pixels of the image: what the halo costs."""
-        return self.grid.read_amplification
+        """Pixels that go through the network over pixels of the image: what the halo costs, or windows that overlap."""
+        return amplification_of(self.grid, self.window)
 
     @property
     def reduction(self) -> Literal["mean", "mode"]:
@@ -156,24 +157,33 @@ class Plan:
         return cls(**data)
 
 
+def amplification_of(grid: Grid, window: tuple[int, int] | None) -> float:
+    """Read amplification of the grid's tiles, or that of the windows that are blended."""
+    return grid.read_amplification if window is None else amplification(grid, window)
+
+
 def choose_core(
     size: tuple[int, int],
     receptive_field: ReceptiveField,
     needs: Callable[[Grid], int],
     memory: int,
+    window: tuple[int, int] | None = None,
 ) -> tuple[int, int]:
     """The smallest core within the halo-cost limit, or the largest that memory allows where that is smaller.
 
     `needs` says how many bytes a worker needs for the tiles of a grid. Raises ValueError, naming the least memory
-    that would do, where not even the smallest core fits.
+    that would do, where not even the smallest core fits. `window`: sides of the windows that are blended, whose overlap
+    costs the same in one tile of the whole image.
     """
+    whole = Grid.build(size, receptive_field.extended(*size), receptive_field)
+    limit = HALO_COST * (1 if window is None else amplification(whole, window))
     best: tuple[int, int] | None = None
     for side in SIDES:
         grid = _grid(size, side, receptive_field)
         if needs(grid) > memory:
             break
         best = grid.y.core, grid.x.core
-        if grid.read_amplification <= HALO_COST:
+        if amplification_of(grid, window) <= limit:
             break
     if best is not None:
         return best
@@ -185,8 +195,8 @@ def choose_core(
             return grid.y.core, grid.x.core
         least = min(least, need)
     raise ValueError(
-        f"a memory of {memory / 1e6:.0f} MB is too little for this network: the smallest tile needs "
-        f"{least / 1e6 + 1:.0f} MB; give --memory {least / 1e6 + 1:.0f}MB or more"
+        f"a memory of {memory / 1e6:.0f} MB is too little for this network and image: the smallest tile "
+        f"needs {least / 1e6 + 1:.0f} MB; give --memory {least / 1e6 + 1:.0f}MB or more"
     )
 
 

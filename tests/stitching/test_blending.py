@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.stitching.blending import Kind, blend, half_step, starts, weights, windows
+from pipeline.stitching.blending import Kind, blend, weights
 from pipeline.tiling.geometry import Region
 
 KINDS: list[Kind] = ["hann", "gaussian"]
@@ -17,18 +15,6 @@ KINDS: list[Kind] = ["hann", "gaussian"]
 
 def image(shape: tuple[int, int], channels: int = 2) -> np.ndarray:
     return np.random.default_rng(0).normal(size=(channels, *shape)).astype(np.float32)
-
-
-@settings(deadline=None, max_examples=80)
-@given(st.integers(1, 30), st.integers(1, 8), st.integers(1, 8))
-def test_windows_cover_the_axis_at_the_networks_phase(blocks: int, window: int, alignment: int) -> None:
-    size, window = blocks * alignment, window * alignment
-    step = half_step(window, alignment)
-    first = starts(size, window, step)
-    side = min(size, window)
-    assert all(start % alignment == 0 for start in first)
-    assert first[0] == 0 and first[-1] + side == size
-    assert all(a < b <= a + step <= a + side for a, b in pairwise(first))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,15 +71,6 @@ def test_there_is_no_seam_where_windows_disagree(kind: Kind) -> None:
     )
     assert result[0, 0, 0] == 0 and result[0, 0, -1] == 6
     assert np.abs(np.diff(result[0], axis=1)).max() < 0.1
-
-
-def test_only_windows_that_touch_the_core_run() -> None:
-    places = windows(Region.of(32, 64, 0, 16), (128, 128), (32, 32), (16, 16))
-    assert places == [Region.of(y, y + 32, 0, 32) for y in (16, 32, 48)]
-
-
-def test_an_image_smaller_than_the_window_is_one_window() -> None:
-    assert windows(Region.of(0, 8, 0, 8), (8, 8), (512, 512), (256, 256)) == [Region.of(0, 8, 0, 8)]
 
 
 def test_float64_stays_float64_and_small_floats_become_float32() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipeline.storage import png, scratch, streams
+from pipeline.storage import png, scratch, streams, tiff
 from pipeline.storage.image import ImageReadError, open_image
 from pipeline.tiling.geometry import Region
 
@@ -76,6 +76,25 @@ def test_tiles_and_uncompressed_strips_are_not_copied(tmp_path: Path, temporary:
         image.cache_bytes = 1 << 20
         assert np.array_equal(image.read(Region.of(0, 500, 0, 300))[0], array[:500])
         assert not list(temporary.iterdir())
+
+
+def test_a_large_tile_that_the_cache_cannot_keep_is_decoded_once_for_all_reads(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a read of the usual size would need most of it."""
+    array, decoded = RNG.integers(0, 40, (300, 300, 3)).astype(np.float32), []
+    tifffile.imwrite(tmp_path / "a.tif", array, tile=(304, 304), photometric="rgb", compression="zlib")
+    image, segment = open_image(tmp_path / "a.tif"), tiff.TiffSource._segment
+    monkeypatch.setattr(
+        tiff.TiffSource, "_segment", lambda self, page, n: (decoded.append(n), segment(self, page, n))[1]
+    )
+    image.cache_bytes = 1 << 20
+    assert image.copying == scratch.DECODING * array.nbytes
+    for y in range(0, 300, 100):
+        assert np.array_equal(image.read(Region.of(y, y + 100, 0, 300)), np.moveaxis(array[y : y + 100], -1, 0))
+    assert decoded == [0]
+    image.close()
+    assert not list(temporary.iterdir())
 
 
 def test_a_strip_that_is_damaged_is_named_and_leaves_nothing(tmp_path: Path, temporary: Path) -> None:

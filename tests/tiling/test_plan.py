@@ -186,6 +186,15 @@ def test_the_core_is_the_smallest_within_the_halo_cost_or_the_largest_that_memor
     assert choose_core(size, field, needs, memory) == expected
 
 
+def test_windows_on_junctions_cost_as_a_halo_does():
+    """Those of 512 run 9 times for each pixel in tiles of 512, where their overlap alone makes 4."""
+    field, window = ReceptiveField((0, 0), (0, 0), (1, 1)), (512, 512)
+    core = choose_core((30_000, 30_000), field, lambda grid: 0, 1, window)
+    chosen, small = (replace(plan_of((30_000,) * 2, c, field=field), window=window) for c in (core, (512, 512)))
+    assert core == (6144, 6144) and chosen.read_amplification < 4.1 * HALO_COST and small.read_amplification > 8.9
+    assert choose_core((30_000, 30_000), field, needs, 10**8, window) == (768, 768)
+
+
 def test_the_least_memory_is_named_and_would_do():
     field = ReceptiveField((50, 50), (50, 50), (16, 16))
     with pytest.raises(ValueError, match=r"the smallest tile needs \d+ MB; give --memory \d+MB or more") as caught:
