@@ -184,7 +184,7 @@ class Analysis:
         fixed = weights * (1 if precision is torch.float32 else 1 + width // 4)
         window = options.window or WINDOW
         # tasks of dask are handed pixels that others decoded
-        decoding, copying = (image.decoding, image.copying) if isinstance(image, Image) else (0, 0)
+        decoding = image.decoding if isinstance(image, Image) else 0
 
         def needs(grid: Grid, cache: int | None = None) -> int:
             core = grid.y.core * grid.x.core
@@ -203,7 +203,7 @@ class Analysis:
             pixels = read[0] * read[1] * self.channels * image.dtype.itemsize
             shards = int(core * float(grid.y.rate * grid.x.rate)) * (3 * kind_bytes + 4)
             need = fixed + forward + accumulated + pixels + shards + decoding
-            return max(copying, with_cache(need) if cache is None else need + cache)
+            return with_cache(need) if cache is None else need + cache
 
         return needs
 

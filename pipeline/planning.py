@@ -111,7 +111,7 @@ def plan_copy(image: Image, options: Options) -> Plan:
         core = (min(side, size[0]), min(side, size[1]))
         layout = build_layout(axes, image.dtype.name, image.shape, core, whole=False)
         need = copy_needs(image, core, layout)
-        least = max(image.copying, with_cache(need))
+        least = with_cache(need)
         if least <= options.memory:
             break
     else:
@@ -132,7 +132,7 @@ def plan_copy(image: Image, options: Options) -> Plan:
         planes=image.shape[1] if axes == "czyx" else 1,
         core=core,
         layout=layout,
-        memory=max(image.copying, need + cache_bytes(options)),
+        memory=need + cache_bytes(options),
     )
 
 

@@ -214,11 +214,6 @@ class Image:
             return 0
         return scratch.DECODING * scratch.chunk_bytes(self._original, self._chunk_shape)
 
-    @property
-    def copying(self) -> int:
-        """Bytes that it takes to make the copy; 0 where none is needed."""
-        return scratch.copy_bytes(self._original) if self.needs_copy else 0
-
     def prepare(self) -> Source:
         """Copies the image to scratch where it needs that."""
         with self._lock:

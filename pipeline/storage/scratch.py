@@ -71,11 +71,6 @@ def chunk_bytes(source: Source, chunk: Index) -> int:
     return math.prod(chunk) * source.dtype.itemsize
 
 
-def copy_bytes(source: Source) -> int:
-    """Bytes that decoding takes while the copy is made; those of chunks that are decoded piece by piece are few."""
-    return 0 if _pieces(source, (0, 0, 0, 0)) is not None else DECODING * chunk_bytes(source, source.chunk)
-
-
 def is_heavy(source: Source) -> bool:
     """Whether an image that lives in memory would fill that of every process that it is sent to."""
     if isinstance(source, MappedSource):
