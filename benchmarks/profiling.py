@@ -127,7 +127,7 @@ def is_convolution(step: Step) -> bool:
 
 
 TRIED = (
-    "Tried on 2026-11-29, in alternating runs, and left out as it gained nothing or next to it:",
+    "Tried on 2026-11-29, and left out as it gained nothing or next to it:",
     "",
     "- within a band, steps of the finest level in turns of 32, 16, 8, 4, 2 or 1 rows: as fast down to 8 rows, then "
     "slower (the same bits, and a quarter less memory)",
@@ -135,8 +135,9 @@ TRIED = (
     "4096 at once, though the columns that neighbours share were not even counted",
     "- results of a step in pieces of 2, 4, 8 MB or in one: equal (4 MB are kept, for their memory)",
     "- huge pages for arena and allocator, no memory given back to the system: 2 to 3 %",
-    "- activations within the convolutions (`mkldnn._convolution_pointwise`): it has no form that writes to a given "
-    "place, and putting its rows there takes what the activation takes now",
+    "",
+    "Not tried, as no gain is to be expected: activations within the convolutions (`mkldnn._convolution_pointwise`). "
+    "It has no form that writes to a given place, and putting its rows there takes what the activation takes now.",
 )
 
 
