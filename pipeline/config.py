@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -30,8 +30,14 @@ def parse_bytes(value: Any) -> int:
 
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
 Numbers = tuple[float, ...] | None
-RAY = ("worker_cpus", "worker_gpus", "address")
-"""Options that say something to the Ray engine alone."""
+ONLY_FOR = {
+    "worker_cpus": ("engine", "ray"),
+    "worker_gpus": ("engine", "ray"),
+    "address": ("engine", "ray"),
+    "scheduler": ("engine", "dask"),
+    "window": ("mode", "blend"),
+}
+"""Options that say something only where another one has that value."""
 
 
 class Settings(BaseModel):
@@ -42,6 +48,9 @@ class Settings(BaseModel):
 
 class Options(Settings):
     """Options of `predict`, `plan` and the command line. None: not asked for; default or stored plan decides."""
+
+    passed_over: ClassVar[frozenset[str]] = frozenset()
+    """Of ONLY_FOR, those that are no mistake where nothing reads them."""
 
     kind: Literal["mask", "probability", "logits"] | None = None
     engine: Literal["local", "ray", "dask"] = "local"
@@ -81,27 +90,15 @@ class Options(Settings):
                 data[name] = (value,)
         return data
 
-    @field_validator("scheduler")
+    @field_validator(*ONLY_FOR)
     @classmethod
-    def _scheduler(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and (engine := info.data.get("engine", "dask")) != "dask":
-            raise ValueError(f"is for engine dask, not {engine}")
-        return value
-
-    @field_validator(*RAY)
-    @classmethod
-    def _for_ray(cls, value: Any, info: ValidationInfo) -> Any:
-        """The default asks for nothing, so that it may be spelled out with any engine."""
-        default = cls.model_fields[str(info.field_name)].default
-        if value != default and (engine := info.data.get("engine", "ray")) != "ray":
-            raise ValueError(f"is for engine ray, not {engine}")
-        return value
-
-    @field_validator("window")
-    @classmethod
-    def _window(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and (mode := info.data.get("mode", "blend")) != "blend":
-            raise ValueError(f"is for mode blend, not {mode or 'exact'}")
+    def _has_effect(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuses what nothing would read. A default asks for nothing, so it may be spelled out anywhere."""
+        name = str(info.field_name)
+        other, wanted = ONLY_FOR[name]
+        found = info.data.get(other, wanted)  # what is not there was refused itself
+        if found != wanted and value != cls.model_fields[name].default and name not in cls.passed_over:
+            raise ValueError(f"is for {other} {wanted}, not {found or 'exact'}")
         return value
 
 
@@ -113,6 +110,9 @@ def options(**given: Any) -> Options:
 class InferJob(Options):
     """A job of `jobs/infer.py`: the options of the command, what it reads and where it writes."""
 
+    passed_over = frozenset({"worker_cpus", "worker_gpus", "address"})
+    """A job file says what its workers on Ray need, and engine=local may be laid over it."""
+
     image: DataPath | Annotated[tuple[DataPath, ...], Field(min_length=1)]
     """A path, a pattern such as photos/*.jpg, or a list of them."""
     output: DataPath
@@ -120,13 +120,7 @@ class InferJob(Options):
     network: NetworkPath | None = None
     verify: bool = False
 
-    @field_validator(*RAY)
-    @classmethod
-    def _for_ray(cls, value: Any, info: ValidationInfo) -> Any:
-        """Taken with any engine: a job file says what its workers need, and engine=local may be laid over it."""
-        return value
-
     def options(self) -> dict[str, Any]:
         """What `pipeline.predict` is given beside image, network and output."""
-        others = set() if self.engine == "ray" else set(RAY)
+        others = set() if self.engine == "ray" else self.passed_over
         return self.model_dump(exclude_unset=True, include=set(Options.model_fields) - others)

@@ -15,7 +15,7 @@ from pipeline.network.sizes import fails_at
 from pipeline.storage.image import Image
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.grid import Grid, Layout, build_layout
-from pipeline.tiling.plan import Plan, check_core, choose_core
+from pipeline.tiling.plan import Plan, check_core, choose_core, too_little
 
 COPIED = (2048, 1024, 512, 256, 128)
 """Sides of a tile of a copy: the largest that memory allows."""
@@ -115,10 +115,7 @@ def plan_copy(image: Image, options: Options) -> Plan:
         if least <= options.memory:
             break
     else:
-        raise ValueError(
-            f"a memory of {options.memory / 1e6:.0f} MB is too little for a copy of this image: the smallest tile "
-            f"needs {least / 1e6 + 1:.0f} MB; give --memory {least / 1e6 + 1:.0f}MB or more"
-        )
+        raise too_little(options.memory, least, "a copy of this image")
     return Plan(
         image=image_part(image, None),
         network=None,

@@ -194,8 +194,13 @@ def choose_core(
         if need <= memory:
             return grid.y.core, grid.x.core
         least = min(least, need)
-    raise ValueError(
-        f"a memory of {memory / 1e6:.0f} MB is too little for this network and image: the smallest tile "
+    raise too_little(memory, least, "this network and image")
+
+
+def too_little(memory: int, least: int, what: str) -> ValueError:
+    """The error that names the least memory, in bytes, that would do."""
+    return ValueError(
+        f"a memory of {memory / 1e6:.0f} MB is too little for {what}: the smallest tile "
         f"needs {least / 1e6 + 1:.0f} MB; give --memory {least / 1e6 + 1:.0f}MB or more"
     )
 
