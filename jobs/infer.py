@@ -10,7 +10,9 @@ from pipeline.jobfile import load_job
 def main() -> int:
     p = Parser(prog="python jobs/infer.py", description=__doc__)
     p.add_argument("job", metavar="JOB.yaml", help="such as jobs/infer.yaml, which says what it can hold")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the file, as in image=big.tif")
+    p.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="laid over the file, as in image=big.tif"
+    )
     asked = p.parse_args()
     job = load_job(InferJob, asked.job, asked.overrides)
     from pipeline import api

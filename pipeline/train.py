@@ -10,7 +10,9 @@ from pipeline.training_job import TrainJob
 def main() -> int:
     p = Parser(prog="python -m pipeline.train", description=__doc__)
     p.add_argument("job", metavar="JOB.yaml", help="such as jobs/train.yaml, which says what it can hold")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="laid over the file, as in optimizer.lr=0.001")
+    p.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="laid over the file, as in optimizer.lr=0.001"
+    )
     asked = p.parse_args()
     return train(load_job(TrainJob, asked.job, asked.overrides))
 

@@ -70,7 +70,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         (["nothing.yaml"], "nothing.yaml: no such job file"),
         (["jobs/infer.yaml", "imge=a.tif"], "jobs/infer.yaml: unknown option 'imge'; did you mean 'image'?"),
         (["jobs/infer.yaml", "image=a.tif", "output=a.zarr", "engine=local"], "no such file: "),
-        ([], "the following arguments are required: JOB.yaml"),
+        ([], "the following arguments are required: JOB.yaml (see --help)"),
     ],
 )
 def test_what_can_be_mended_is_one_line_and_status_2(words: list[str], says: str) -> None:
