@@ -105,15 +105,17 @@ def drive(job: Job, turns: Turns, place: Place, *, report: Report | None) -> Non
 
 def _results(job: Job, turns: Turns, place: Place) -> Generator[Outcome, None, None]:
     """What the engine that was asked for yields."""
-    begin, stages = partial(cast(Any, start), job), turns.stages()
+    begin, stages, modules = partial(cast(Any, start), job), turns.stages(), [start.__module__]
     here = place.workers or default_workers(max(run.plan.memory for run in turns.open.values()), job.device)
     if place.engine == "local":
-        yield from local.run(begin, stages, workers=here, own_process=place.own_process, fatal=_is_fatal)
+        yield from local.run(
+            begin, stages, workers=here, own_process=place.own_process, modules=modules, fatal=_is_fatal
+        )
         return
     if place.engine == "dask":
         from pipeline.engines import on_dask
 
-        yield from on_dask.run(begin, stages, workers=here, fatal=_is_fatal, scheduler=place.address)
+        yield from on_dask.run(begin, stages, workers=here, modules=modules, fatal=_is_fatal, scheduler=place.address)
         return
     from pipeline.engines import on_ray
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -82,16 +83,12 @@ def until(moment: Moment, run: subprocess.Popen[str], folder: Path) -> None:
 
 
 def children(parent: int) -> list[int]:
-    """Worker processes of a run, by what they were started with."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-        except OSError:
-            continue
-        if str(parent).encode() in words and any(word.endswith(b"worker_process.py") for word in words):
-            found.append(int(entry.name))
-    return found
+    """Worker processes of a run: the children of its template, which is its own child."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+    return [pid for pid, template in parents.items() if parents.get(template) == parent]
 
 
 def alive(pid: int) -> bool:

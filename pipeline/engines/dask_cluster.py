@@ -7,17 +7,16 @@ import logging
 import os
 import pickle
 import queue
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import cloudpickle
 from distributed import Client, LocalCluster, Worker
 
-from pipeline.engines import local
+from pipeline.engines.template import Template
+from pipeline.engines.template import Worker as Process
 from pipeline.engines.units import Unit
 
 CONNECT = 20.0
@@ -54,35 +53,30 @@ class OwnCluster(Cluster):
 
     stays = False
 
-    def __init__(self, client: Client, size: int) -> None:
+    def __init__(self, client: Client, size: int, modules: Sequence[str]) -> None:
         super().__init__(client, size)
-        path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
-        host_here = partial(host, client.scheduler.address)
-        self.greeting = [pickle.dumps(path), cloudpickle.dumps(host_here)]
+        self.template = Template(partial(host, client.scheduler.address), [__name__, *modules])
         self.number, self.deaths_at_start = 0, 0
-        self.starting: list[local.Worker] = []
-        self.hosts: dict[str, local.Worker] = {}
+        self.starting: list[Process] = []
+        self.hosts: dict[str, Process] = {}
         self.causes: dict[str, str] = {}
-        self.lifeline, self.hold = os.pipe()
 
     def addresses(self) -> set[str]:
         for host in list(self.starting):
-            if host.connection.poll() or host.process.poll() is not None:
+            if host.connection.poll() or host.ended():
                 self._hear(host)
         for address, host in list(self.hosts.items()):
-            if host.process.poll() is not None:
+            if host.ended():
                 self.causes[address] = self.hosts.pop(address).cause_of_death()
-                host.connection.close()
         return set(self.hosts)
 
-    def _hear(self, host: local.Worker) -> None:
+    def _hear(self, host: Process) -> None:
         """What a process that is starting has to say: that it is up, or its worker's address."""
         message = host.receive()
         if message is None:
             self.starting.remove(host)
             self.deaths_at_start += 1
             cause = host.cause_of_death()
-            host.connection.close()
             if self.deaths_at_start > 2 and not self.hosts:
                 raise RuntimeError(f"Dask workers die at the start, {self.deaths_at_start} times in a row ({cause})")
         elif message[0] == "ready":
@@ -95,14 +89,9 @@ class OwnCluster(Cluster):
             raise pickle.loads(message[1][2])
 
     def hire(self, wanted: int) -> bool:
-        new = []
         for _ in range(min(wanted, self.size) - len(self.hosts) - len(self.starting)):
-            new.append(local.Worker(self.number, self.lifeline))
+            self.starting.append(self.template.worker(self.number))
             self.number += 1
-        for worker in new:  # all are under way before the first is talked to
-            for message in self.greeting:
-                worker.send(message)
-        self.starting += new
         return bool(self.starting)
 
     def shrink(self) -> None:
@@ -112,9 +101,7 @@ class OwnCluster(Cluster):
         return self.causes.pop(address, "the scheduler lost it")
 
     def close(self, orderly: bool) -> None:
-        local.end([*self.hosts.values(), *self.starting], orderly)
-        os.close(self.hold)
-        os.close(self.lifeline)
+        self.template.close([*self.hosts.values(), *self.starting], orderly)
 
 
 def host(scheduler: str) -> Callable[[Unit], str]:
@@ -142,7 +129,7 @@ def host(scheduler: str) -> Callable[[Unit], str]:
 
 
 @contextmanager
-def connected(scheduler: str | None, workers: int) -> Iterator[Cluster]:
+def connected(scheduler: str | None, workers: int, modules: Sequence[str] = ()) -> Iterator[Cluster]:
     """The cluster for a run, left as it was or ended afterwards.
 
     Raises ValueError where no scheduler answers at the address.
@@ -163,7 +150,7 @@ def connected(scheduler: str | None, workers: int) -> Iterator[Cluster]:
         ) as own,
         Client(own, set_as_default=False) as client,
     ):
-        cluster, orderly = OwnCluster(client, workers), False
+        cluster, orderly = OwnCluster(client, workers, modules), False
         try:
             yield cluster
             orderly = True

@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
@@ -44,6 +44,7 @@ def run(
     *,
     workers: int,
     retries: int = 2,
+    modules: Sequence[str] = (),
     fatal: Callable[[BaseException], bool] = lambda error: False,
     scheduler: str | None = None,
 ) -> Iterator[Outcome]:
@@ -61,7 +62,7 @@ def run(
     RuntimeError where workers die at the start, or the cluster has none.
     """
     units = Units(retries, fatal)
-    with connected(scheduler, workers) as cluster:
+    with connected(scheduler, workers, modules) as cluster:
         crew = Crew(units, start, cluster)
         try:
             for stage in stages:

@@ -1,4 +1,8 @@
-"""The program that a worker process of the local engine runs: one function, called with one unit after another.
+"""The program behind the local engine's workers: a template process, and the workers that are forks of it.
+
+    caller  --- "fork" --->  template: has imported what all need, has one thread, computes nothing
+       ^                        | fork
+       +---- units, results --- worker: one function, called with one unit after another
 
 It is started by its file name, never imported by the process that it serves. What it needs (sys.path, the function)
 comes over a socket, so the caller's main module is not run again and needs no guard.
@@ -8,6 +12,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import importlib
 import os
 import pickle
 import select
@@ -16,7 +21,9 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
 from typing import Any
 
 PARENT_CHECK = 0.3
@@ -66,7 +73,6 @@ def answer(work: Callable[[Any], Any], unit: Any) -> bytes:
 
 def serve(connection: Connection) -> None:
     """Answers each unit until told to stop or left alone."""
-    sys.path[:] = pickle.loads(connection.recv_bytes())
     import cloudpickle
 
     try:
@@ -79,15 +85,63 @@ def serve(connection: Connection) -> None:
         connection.send_bytes(answer(work, pickle.loads(message)))
 
 
+def ended(pid: int, options: int = os.WNOHANG) -> int | None:
+    """How a worker ended, a signal as its negative number; None while it runs. To be asked until it says so once."""
+    found, status = os.waitpid(pid, options)
+    return os.waitstatus_to_exitcode(status) if found else None
+
+
+def bury(pid: int) -> int | None:
+    """How a worker ended, by SIGKILL where nothing had ended it before."""
+    os.kill(pid, signal.SIGKILL)
+    return ended(pid, 0)
+
+
+ORDERS: dict[str, Callable[..., Any]] = {"ended": ended, "signal": os.kill, "bury": bury}
+"""What the caller asks of the template beside forks; a worker's id is its own until the caller knows that it ended."""
+
+
+def fork_workers(caller: Connection, parent: int, lifeline: int) -> tuple[int, int]:
+    """Obeys the caller while it lives, and never returns here, but in each worker: its number, and its socket."""
+    sources: list[Any] = [caller, lifeline]
+    with suppress(EOFError, ConnectionError):
+        while os.getppid() == parent:
+            ready = select.select(sources, [], [], PARENT_CHECK)[0]
+            if lifeline in ready:
+                break
+            if not ready:
+                continue
+            order, *arguments = caller.recv()
+            if order != "fork":
+                caller.send(ORDERS[order](*arguments))
+                continue
+            handle = recv_handle(caller)
+            pid = os.fork()
+            if pid == 0:
+                return arguments[0], handle
+            os.close(handle)
+            caller.send(pid)
+    os._exit(0)
+
+
 def main(parent: int, socket: int, lifeline: int) -> None:
-    """Serves the parent. Ctrl-C reaches the whole process group, but it is the parent who decides what it means."""
+    """Is the template; in its forks, serves. Ctrl-C reaches the whole group, but it is the parent who decides."""
     gc.set_threshold(100_000)  # as `pipeline.commands.run` does: it is up, and ended, a quarter sooner
     atexit.register(gc.freeze)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=die_with, args=(parent, lifeline), daemon=True).start()
+    template, caller = os.getpid(), Connection(socket)
     try:
-        serve(Connection(socket))
+        sys.path[:], modules = caller.recv()
+        for module in modules:
+            with suppress(Exception):  # a worker's own start says it to the caller
+                importlib.import_module(module)
+        gc.freeze()  # no fork's collection writes to the pages that all share
+        number, handle = fork_workers(caller, parent, lifeline)
+        caller.close()
+        os.environ["PIPELINE_WORKER"] = str(number)
+        threading.Thread(target=die_with, args=(template, lifeline), daemon=True).start()
+        serve(Connection(handle))
     except (EOFError, ConnectionError):
         sys.exit(1)
 

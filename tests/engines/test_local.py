@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.engines import local
+from pipeline.engines import template
 from pipeline.engines.local import run
-from pipeline.engines.units import Failure, Unit
+from pipeline.engines.units import THREADS, Failure, Unit
 from tests.engines.watching import alive, log, logged, never, wait_for
 
 MODES = [pytest.param(1, False, id="here"), pytest.param(1, True, id="process"), pytest.param(3, True, id="processes")]
@@ -221,6 +221,64 @@ def test_worker_that_leaves_a_fork_behind_is_found_dead(tmp_path: Path) -> None:
     before = time.monotonic()
     assert dict(run(lambda: work, [range(3)], workers=1, own_process=True, fatal=never)) == {0: 0, 1: 1, 2: 2}
     assert time.monotonic() - before < 10
+
+
+def test_modules_are_imported_once_for_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "module_of_all.py").write_text(f"open({str(tmp_path / 'log')!r}, 'a').write('imported\\n')\nALL = 42\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def work(unit: Unit) -> tuple[int, int]:
+        import module_of_all
+
+        time.sleep(0.1)
+        return os.getpid(), module_of_all.ALL
+
+    modules = ["module_of_all", "module_that_is_missing"]
+    got = list(run(lambda: work, [range(8)], workers=2, own_process=True, modules=modules, fatal=never))
+    assert len({pid for _, (pid, _) in got}) == 2 and {found for _, (_, found) in got} == {42}
+    assert logged(tmp_path) == ["imported"]
+
+
+def test_what_workers_are_forked_of_has_one_thread() -> None:
+    """Others, and the locks that they hold, would be lost in the forks."""
+    code = (
+        "import os, cloudpickle, pipeline.worker, pipeline.engines.dask_cluster; print(os.listdir('/proc/self/task'))"
+    )
+    single = dict.fromkeys(THREADS, "1")
+    found = subprocess.run([sys.executable, "-c", code], env=environment() | single, capture_output=True, text=True)
+    assert found.stdout.count("'") == 2, found
+
+
+def test_workers_whose_template_is_killed_are_replaced(tmp_path: Path) -> None:
+    def work(unit: Unit) -> Unit:
+        log(tmp_path, unit)
+        if unit == 3 and logged(tmp_path).count("3") == 1:
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(10)
+        time.sleep(0.05)
+        return unit
+
+    assert sorted(run(lambda: work, [range(12)], workers=2, retries=1, own_process=True, fatal=never)) == [
+        (n, n) for n in range(12)
+    ]
+    assert logged(tmp_path).count("3") == 2
+
+
+def test_ctrl_c_while_the_template_starts_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller waits for the first fork's id then, and must not take it for another answer later."""
+    (tmp_path / "module_that_is_slow.py").write_text(
+        f"import os, time\nopen({str(tmp_path / 'log')!r}, 'a').write(f'{{os.getpid()}}\\n')\ntime.sleep(60)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def interrupt() -> None:
+        wait_for(lambda: logged(tmp_path), 20)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        list(run(lambda: square, [[1]], workers=1, own_process=True, modules=["module_that_is_slow"], fatal=never))
+    assert not alive(logged(tmp_path)[0])
 
 
 def test_workers_that_die_at_the_start_are_an_error() -> None:
@@ -454,7 +512,7 @@ def test_workers_leave_ctrl_c_to_the_parent() -> None:
 
 
 def test_busy_workers_are_asked_to_end_before_they_are_made_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "TERMINATE", 60.0)
+    monkeypatch.setattr(template, "TERMINATE", 60.0)
     results = run(lambda: time.sleep, [[0, 1000]], workers=1, own_process=True, fatal=never)
     assert next(results) == (0, None)
     before = time.monotonic()

@@ -1,0 +1,188 @@
+"""Worker processes of this machine, as their caller sees them: forks of one template, to which only units travel.
+
+A library as large as PyTorch takes seconds to import and a hundred megabytes; forks of a process that has it start in
+milliseconds and share that memory. The caller itself may have threads, which a fork would lose: so it is not forked.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from pipeline.engines.units import THREADS, Unit, Work
+
+PROGRAM = Path(__file__).with_name("worker_process.py")
+LEAVE = 10.0
+"""Seconds that a worker without work may take to end."""
+TERMINATE = 1.0
+"""Seconds from SIGTERM to SIGKILL."""
+LOOK = 0.01
+"""Seconds between two looks at whether a worker that is waited for has ended."""
+
+
+class Worker:
+    """One worker process."""
+
+    def __init__(self, number: int, process: Process) -> None:
+        here, there = socket.socketpair()
+        with here, there:
+            self.process = process
+            self.pid = process.fork(number, there.fileno())
+            self.connection = Connection(here.detach())
+        self.number = number
+        self.ready = False
+        self.unit: Unit | None = None
+        self.code: int | None = None
+        """How it ended, a signal as its negative number."""
+
+    def send(self, message: bytes) -> None:
+        """Sends; a worker that is gone is noticed when its answer is waited for."""
+        with suppress(ConnectionError):
+            self.connection.send_bytes(message)
+
+    def give(self, unit: Unit) -> None:
+        self.unit = unit
+        self.send(pickle.dumps(unit))
+
+    def receive(self) -> tuple[str, Any] | None:
+        """Its next message, or None where it is dead."""
+        try:
+            if self.connection.poll():
+                kind, content = pickle.loads(self.connection.recv_bytes())
+                return kind, content
+        except (EOFError, ConnectionError):
+            pass
+        return None
+
+    def ended(self, order: str = "ended") -> bool:
+        """Whether it has ended; without its template it ends by itself, and as that one did."""
+        if self.code is None and self.pid is not None:
+            with suppress(OSError, EOFError):
+                self.code = self.process.ask(order, self.pid)
+                return self.code is not None
+        if self.code is None:
+            self.code = self.process.kill()
+        return True
+
+    def terminate(self) -> None:
+        """Asks it to end."""
+        with suppress(OSError, EOFError):
+            if not self.ended():
+                self.process.ask("signal", self.pid, signal.SIGTERM)
+
+    def end(self, deadline: float) -> None:
+        """Waits until it has ended, but not beyond then (of `time.monotonic`): then it is killed."""
+        while not self.ended() and time.monotonic() < deadline:
+            time.sleep(LOOK)
+        self.ended("bury")
+        self.connection.close()
+
+    def cause_of_death(self) -> str:
+        """How the process ended, in words, or by SIGKILL now; nothing more is heard of it."""
+        self.end(deadline=0)
+        assert self.code is not None
+        if self.code >= 0:
+            return f"exit status {self.code}"
+        return signal.Signals(-self.code).name + (", perhaps out of memory" if self.code == -signal.SIGKILL else "")
+
+
+class Process:
+    """The process that workers are forked of. They end within a second of its end, and it ends with the caller."""
+
+    def __init__(self, modules: Sequence[str], lifeline: int) -> None:
+        here, there = socket.socketpair()
+        with here, there:
+            environment = os.environ | dict.fromkeys(THREADS, "1")
+            command = [sys.executable, "-P", str(PROGRAM), str(os.getpid()), str(there.fileno()), str(lifeline)]
+            # Blocked until the program ignores it: Ctrl-C during its start would print a traceback.
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                self.process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, env=environment, pass_fds=(there.fileno(), lifeline)
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            self.connection = Connection(here.detach())
+        self.answers = True
+        """Whether it has answered all that it was asked: it lives, and nothing interrupted the caller."""
+        path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
+        with suppress(ConnectionError):
+            self.connection.send((path, ["cloudpickle", *modules]))
+
+    def ask(self, *order: Any, handle: int | None = None) -> Any:
+        """What it answers.
+
+        Raises OSError or EOFError where it is dead; after that, or Ctrl-C meanwhile, it is asked nothing more.
+        """
+        if not self.answers:
+            raise EOFError
+        self.answers = False
+        self.connection.send(order)
+        if handle is not None:
+            send_handle(self.connection, handle, self.process.pid)
+        answer = self.connection.recv()
+        self.answers = True
+        return answer
+
+    def fork(self, number: int, handle: int) -> int | None:
+        """The id of a new worker, which talks to the socket `handle`; None where this process is dead."""
+        with suppress(OSError, EOFError):
+            pid: int = self.ask("fork", number, handle=handle)
+            return pid
+        return None
+
+    def kill(self) -> int:
+        """Ends it where it still runs; how it ended."""
+        self.process.kill()
+        return self.process.wait()
+
+    def close(self) -> None:
+        """Ends it."""
+        self.connection.close()
+        if not self.answers:
+            self.process.kill()
+        self.process.wait()
+
+
+class Template:
+    """What the workers of a run have in common: the modules that are imported once for all, and `start`."""
+
+    def __init__(self, start: Callable[[], Work], modules: Sequence[str]) -> None:
+        self.start, self.modules = cloudpickle.dumps(start), modules
+        self.process: Process | None = None
+        self.lifeline, self.hold = os.pipe()
+
+    def worker(self, number: int) -> Worker:
+        """A new worker, which has begun to call `start`."""
+        if self.process is not None and not self.process.answers:
+            self.process.close()
+            self.process = None
+        self.process = self.process or Process(self.modules, self.lifeline)
+        worker = Worker(number, self.process)
+        worker.send(self.start)
+        return worker
+
+    def close(self, workers: Sequence[Worker], orderly: bool) -> None:
+        """Ends all: those without work by themselves, the rest by SIGTERM and, a second later, SIGKILL."""
+        for worker in workers:
+            worker.send(b"") if orderly else worker.terminate()
+        deadline = time.monotonic() + (LEAVE if orderly else TERMINATE)
+        for worker in workers:
+            worker.end(deadline)
+        if self.process is not None:
+            self.process.close()
+        os.close(self.hold)
+        os.close(self.lifeline)
