@@ -152,17 +152,16 @@ def test_stopped_and_continued(image: Path, undisturbed: dict[str, bytes], tmp_p
     assert contents(tmp_path) == undisturbed
 
 
-@pytest.mark.parametrize("how", ["typed, as argparse lets one", "in a job file", "laid over a job file"])
+@pytest.mark.parametrize("how", ["typed, as argparse lets one", "laid over a job file"])
 def test_with_overwrite_another_command_continues_and_is_named(
     how: str, image: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     """As the same one would do all again."""
     settings = f"image: {image}, output: o.zarr, network: unet-tiny, kind: probability, tile: [64, 64], workers: 2"
-    (tmp_path / "job.yaml").write_text(f"{{{settings}, overwrite: {how == 'in a job file'}}}")
+    (tmp_path / "job.yaml").write_text(f"{{{settings}}}")
     job = [sys.executable, str(ROOT / "jobs" / "infer.py"), "job.yaml"]
     once, again = {
         "typed, as argparse lets one": ([*line(image, workers=2), "--overw"], line(image, workers=2)),
-        "in a job file": (job, [*job, "overwrite=false"]),
         "laid over a job file": ([*job, "overwrite=true"], job),
     }[how]
     run = begin(once, tmp_path)

@@ -97,7 +97,7 @@ def check(found: Analysis, draw: Any) -> None:
 
 @pytest.mark.no_cover  # the same code as with random networks, on many
 @pytest.mark.parametrize("name", NETWORKS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.data())
 def test_any_chunks_equal_the_whole_image(name: str, data: st.DataObject) -> None:
     check(analysis(name), data.draw)

@@ -68,15 +68,15 @@ print(len(pipeline.predict(images, net, sys.argv[2], workers=int(sys.argv[3]))))
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_there_may_be_more_images_than_open_files(workers: int, tmp_path: Path) -> None:
-    draw(tmp_path, 80)
+    draw(tmp_path, 40)
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (96, 96))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (56, 56))
 
     line = [sys.executable, "-c", MANY, str(tmp_path), str(tmp_path / "out"), str(workers)]
     done = subprocess.run(line, preexec_fn=limit, capture_output=True, text=True, timeout=200)
-    assert done.stdout == "80\n", done.stderr
-    assert len(list((tmp_path / "out").glob("*.zarr/0/c"))) == 80
+    assert done.stdout == "40\n", done.stderr
+    assert len(list((tmp_path / "out").glob("*.zarr/0/c"))) == 40
 
 
 def test_images_are_begun_when_their_turn_comes_and_let_go(

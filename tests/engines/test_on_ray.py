@@ -151,7 +151,7 @@ assert not ray.is_initialized()
 """
 
 
-@pytest.mark.parametrize("how", ["end", "SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("how", ["end", "SIGINT", pytest.param("SIGTERM", marks=pytest.mark.nightly), "SIGKILL"])
 def test_cluster_of_its_own_ends_with_the_run(how: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", ALONE, "1" if how == "end" else "3"],
