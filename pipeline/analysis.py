@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from pipeline.config import Options
+from pipeline.network.flows import CannotStream
 from pipeline.network.graph import blank
 from pipeline.network.loading import Network, choose_device
 from pipeline.network.memory import forward_bytes, give_back
 from pipeline.network.prepare import copied_module
-from pipeline.network.program import CannotStream, Program
+from pipeline.network.program import Program
 from pipeline.network.receptive_field import Found, followed, receptive_field
 from pipeline.network.sizes import least_size
 from pipeline.network.streaming import Stream, deviation, program_of

@@ -86,7 +86,7 @@ def _with_batch_norm(convolution: Node, norm: Node) -> Node:
     shift = -mean * factor if bias is None else (bias.double() - mean) * factor
     if of["bias"] is not None:
         shift = shift + of["bias"].double()
-    scaled = (weight.double() * factor[:, None, None, None]).to(weight.dtype)
+    scaled = (weight.double() * factor.view(-1, *[1] * (weight.ndim - 1))).to(weight.dtype)
     args = (convolution.args[0], scaled, shift.to(weight.dtype), *convolution.args[3:])
     return replace(convolution, args=args)
 
@@ -95,8 +95,9 @@ def _channels_last(program: Program) -> Program:
     """Bands and kernels in the order in which the channels of a pixel lie together."""
     steps = []
     for step in program.steps:
-        if isinstance(step, Convolution | TransposedConvolution) and isinstance(step.node.args[1], Tensor):
-            kernel = step.node.args[1].contiguous(memory_format=torch.channels_last)
+        kernel = step.node.args[1] if isinstance(step, Convolution | TransposedConvolution) else None
+        if isinstance(kernel, Tensor) and kernel.ndim == 4:
+            kernel = kernel.contiguous(memory_format=torch.channels_last)
             step = replace(step, node=replace(step.node, args=(step.node.args[0], kernel, *step.node.args[2:])))
         steps.append(step)
     return replace(program, steps=tuple(steps), channels_last=True)
@@ -109,7 +110,7 @@ def _work_in_place(program: Program) -> Program:
     """By their output."""
     for step in program.steps:
         before = steps.get(step.inputs[0])
-        change = _in_place(step.node) if len(step.inputs) == 1 else None
+        change = _in_place(step.node) if type(step) is Step and len(step.inputs) == 1 else None
         operand = step.inputs[0]
         alone = readers[operand] == 1 and program.flows[operand].dtype is program.flows[step.output].dtype
         if before is not None and change is not None and alone and len(before.outputs) == 1 and before.makes_anew:

@@ -47,6 +47,8 @@ class Rows:
     """They differ from one another in a pattern that repeats after so many."""
     follows: bool = True
     """Their number grows with the image as the relation says."""
+    like: Rows | None = None
+    """Those that they are as many as, where they are computed from nothing."""
 
     def derive(self, relation: Relation, sizes: Sizes) -> Rows:
         """Rows that are computed from these."""
@@ -62,7 +64,7 @@ class Rows:
 
     def independent(self) -> Rows:
         """As many rows, computed from nothing."""
-        return Rows(self.axis, self.sizes, (), self.rate)
+        return Rows(self.axis, self.sizes, (), self.rate, like=self)
 
 
 def union(rows: Iterable[Rows]) -> Rows:

@@ -1,4 +1,6 @@
-"""One small class for each way in which an operation can be run on some of its rows; those over windows: `windows`.
+"""One small class for each way in which an operation can be run on some of its rows.
+
+Those that move elements about are in `moving`, those over windows in `windows` and `pooling`.
 
 A step makes the rows [start, stop) of its output from the rows of its inputs that its relation demands, and from no
 others.
@@ -14,15 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.network.flows import Shape
 from pipeline.network.graph import Node, Ref, references, replaced
-from pipeline.network.relations import (
-    SAME,
-    Demand,
-    Relation,
-    Window,
-    demanded,
-    moves_nothing,
-)
+from pipeline.network.relations import SAME, Demand, Relation, demanded, moves_nothing
 from pipeline.tiling.geometry import Interval
 
 
@@ -31,12 +27,17 @@ class Span:
     """Which rows a step is to make, of the whole map's; the rows of its inputs that it gets; the maps' sizes."""
 
     made: Interval
-    given: Interval
-    """Rows of its first input; steps with several inputs get the same of each."""
+    givens: tuple[Interval, ...]
+    """Rows of each of its inputs."""
     size: int
     """Rows of the whole first input."""
     columns: int
     """Columns of the output."""
+
+    @property
+    def given(self) -> Interval:
+        """Rows of its first input."""
+        return self.givens[0]
 
 
 ANEW = {"cat", "_softmax"}
@@ -80,7 +81,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Step:
-    """Every output row is computed from the same row of every input: the operation itself, run on some of them."""
+    """The operation itself, run on the rows that its relation demands."""
 
     node: Node
     inputs: tuple[int, ...]
@@ -89,6 +90,8 @@ class Step:
     """Flows that it makes; None for results that nobody reads."""
     dim: int
     """The dimension of the outputs in which their rows lie."""
+    shape: Shape
+    """Of its first result."""
     relation: Relation = SAME
     then: tuple[Change, ...] = ()
     """What is done to its one result, in place."""
@@ -97,6 +100,11 @@ class Step:
     def output(self) -> int:
         """The first flow that it makes; all have as many rows."""
         return next(number for number in self.outputs if number is not None)
+
+    @property
+    def back(self) -> int:
+        """The dimension of rows, counted from the last one, which is 1."""
+        return len(self.shape.dims) - self.dim
 
     @property
     def pads(self) -> bool:
@@ -119,6 +127,10 @@ class Step:
     def demand(self, low: Any, high: Any, size: int) -> Demand:
         """The rows of an input of that size that the output rows [low, high) are made of."""
         return demanded(self.relation, (low, high), size)
+
+    def demands(self, low: Any, high: Any, sizes: Sequence[int]) -> list[Demand]:
+        """The same of all inputs, which have these sizes."""
+        return [self.demand(low, high, size) for size in sizes]
 
     @property
     def writes(self) -> bool:
@@ -175,7 +187,7 @@ class Step:
         """What the arguments refer to, in the order of `inputs`."""
         return list(dict.fromkeys(references((self.node.args, self.node.kwargs))))
 
-    def call(self, tensors: Sequence[Tensor], room: Tensor | None = None, **changed: Any) -> Any:
+    def call(self, tensors: Sequence[Tensor], room: Tensor | None = None, /, **changed: Any) -> Any:
         """The operation with these tensors in place of the values that it refers to, and some arguments replaced.
 
         Writes into `room` where that is given.
@@ -185,41 +197,7 @@ class Step:
         def filled(value: Any) -> Any:
             return held[value.value] if isinstance(value, Ref) else value
 
-        given = self.arguments | {name: replaced(value, filled) for name, value in self.referring.items()} | changed
+        given = self.arguments | {name: replaced(value, filled) for name, value in (self.referring | changed).items()}
         kwargs = {name: given.pop(name) for name in self.keywords}
         args = given.values()
         return self.node.op(*args, **kwargs) if room is None else self.writing(*args, out=room, **kwargs)
-
-
-@dataclass(frozen=True)
-class Reshape(Step):
-    """A view that keeps rows and columns in dimensions of their own, or row after row in one."""
-
-    shape: tuple[int | str, ...] = ()
-    """Sizes of the result, "y", "x" and "yx" where they are those of rows and columns."""
-
-    @property
-    def makes_anew(self) -> bool:
-        return False
-
-    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
-        sizes = {"y": span.made.size, "x": span.columns, "yx": span.made.size * span.columns}
-        return tensors[0].reshape([n if isinstance(n, int) else sizes[n] for n in self.shape])
-
-
-@dataclass(frozen=True)
-class Slice(Step):
-    """Every so-manieth row, from a first one on; or columns cut off."""
-
-    @property
-    def makes_anew(self) -> bool:
-        return False
-
-    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
-        assert isinstance(self.relation, Window)
-        bound = self.arguments
-        dim = bound["dim"] % tensors[0].ndim
-        if dim == self.dim:
-            return tensors[0][(slice(None),) * dim + (slice(None, None, self.relation.stride),)]
-        start, step = bound["start"] or 0, bound["step"] or 1
-        return tensors[0][(slice(None),) * dim + (slice(start, start + span.columns * step, step),)]

@@ -39,8 +39,8 @@ class Progress:
         self.step, self.sizes, self.size = step, sizes, size
         self.done = 0
         rows = np.arange(size, dtype=np.int64)
-        demands = [step.demand(rows, rows + 1, n) for n in sizes]
-        self.low = np.minimum.reduce([np.minimum.accumulate(low[::-1])[::-1] for low, _ in demands])
+        demands = step.demands(rows, rows + 1, sizes)
+        self.low = [np.minimum.accumulate(low[::-1])[::-1] for low, _ in demands]
         self.high = [np.maximum.accumulate(high) for _, high in demands]
 
     def ready(self, available: list[int]) -> Interval:
@@ -48,14 +48,17 @@ class Progress:
         stops = [int(np.searchsorted(high, n, "right")) for high, n in zip(self.high, available, strict=True)]
         return Interval(self.done, max(self.done, min(stops)))
 
-    def given(self, made: Interval) -> Interval:
-        """The rows of the inputs that these rows are made of."""
-        return Interval(int(self.low[made.start]), int(max(high[made.stop - 1] for high in self.high)))
+    def given(self, made: Interval) -> tuple[Interval, ...]:
+        """The rows of each of the inputs that these rows are made of."""
+        return tuple(
+            Interval(int(low[made.start]), int(high[made.stop - 1]))
+            for low, high in zip(self.low, self.high, strict=True)
+        )
 
-    @property
-    def needs(self) -> int:
-        """The first row of its inputs that it still needs."""
-        return int(self.low[self.done]) if self.done < self.size else self.sizes[0]
+    def needs(self, number: int) -> int:
+        """The first row of an input that it still needs."""
+        n = self.step.inputs.index(number)
+        return int(self.low[n][self.done]) if self.done < self.size else self.sizes[n]
 
 
 class Stream:
@@ -81,9 +84,9 @@ class Stream:
         """What holds the rows of a flow: in the arena where nobody looks at them later."""
         flow, readers = self.program.flows[number], self.readers[number]
         if number == self.program.output or not flow.planar or not all(p.step.makes_anew for p in readers):
-            return Held(flow.dim, unit=self.columns[number] if flow.merged else 1)
+            return Held(flow.place.dim, unit=flow.place.unit(self.columns[number]))
         rows = Rows(flow.row_items, self.columns[number], flow.dtype, self.program.channels_last)
-        return Held(flow.dim, rows, self.arena)
+        return Held(flow.place.dim, rows, self.arena)
 
     def run(self, bands: Iterable[Tensor]) -> Iterator[Tensor]:
         """The output's rows (1, classes, y, x), a few at a time, for bands (1, c, y, x) that make up the read."""
@@ -131,7 +134,7 @@ class Stream:
                     self.make(progress, made)
                     progress.done = made.stop
                     for number in inputs:
-                        self.held[number].release(min(p.needs for p in self.readers[number]))
+                        self.held[number].release(min(p.needs(number) for p in self.readers[number]))
             if output.stop > output.start:
                 yield Interval(output.start, output.stop)
 
@@ -157,9 +160,9 @@ class Stream:
 
     def given(self, progress: Progress, made: Interval) -> tuple[list[Tensor], Span]:
         """What a step needs to make these rows."""
-        step, given = progress.step, progress.given(made)
-        span = Span(made, given, progress.sizes[0], self.columns[step.output])
-        return [self.held[n].rows(given) for n in step.inputs], span
+        step, givens = progress.step, progress.given(made)
+        span = Span(made, givens, progress.sizes[0], self.columns[step.output])
+        return [self.held[n].rows(given) for n, given in zip(step.inputs, givens, strict=True)], span
 
     def pieces(self, step: Step, made: Interval) -> Iterator[Interval]:
         """The rows in pieces for which those of the inputs lie together, where the step does not care; else in equal
@@ -195,9 +198,10 @@ class Count(Stream):
 
     def count(self, progress: Progress, made: Interval, result: int = 0) -> None:
         """What is there beside the arena while these rows are made; `result`: bytes that are not held as they come."""
-        step, given = progress.step, progress.given(made)
-        together = step.writing is not None or all(self.held[n].together(given) for n in step.inputs)
-        operands = sum(given.size * self.row[n] for n in step.inputs)
+        step = progress.step
+        givens = list(zip(step.inputs, progress.given(made), strict=True))
+        together = step.writing is not None or all(self.held[n].together(given) for n, given in givens)
+        operands = sum(given.size * self.row[n] for n, given in givens)
         beside = operands * (not together) + operands * step.pads + result
         held = sum(held.stored * self.row[n] for n, held in self.held.items())
         self.beside = max(self.beside, held + beside)

@@ -7,26 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.network.relations import Demand, Pad, Relation, Resample, Transposed, Window, unite
+from pipeline.network.sliding import each
 from pipeline.network.steps import Span, Step
-
-
-def _around(relation: Window, span: Span) -> tuple[int, int]:
-    """Rows of padding that the windows of the rows to be made reach beyond the image's edges."""
-    first = span.made.start * relation.stride - relation.before
-    stop = (span.made.stop - 1) * relation.stride - relation.before + (relation.kernel - 1) * relation.dilation + 1
-    return max(0, -first), max(0, stop - span.size)
+from pipeline.tiling.geometry import Interval
 
 
 @dataclass(frozen=True)
-class Convolution(Step):
-    """A convolution whose padding above and below is put there only at the image's edges."""
+class Windows(Step):
+    """An operation over windows, whose padding above and below is put there only at the image's edges."""
+
+    beyond: ClassVar[float] = 0.0
+    """What lies beyond them."""
 
     @property
     def pads(self) -> bool:
@@ -37,87 +35,72 @@ class Convolution(Step):
     def makes_anew(self) -> bool:
         return True
 
-    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+    @property
+    def count(self) -> int:
+        """Dimensions in which its windows extend, the last ones."""
+        return next((n for n in (1, 2, 3) if f"{n}d" in self.node.name), len(self.shape.dims) - 2)
+
+    def each(self, name: str) -> list[int]:
+        """An argument of one number for each of these dimensions."""
+        return each(self.arguments[name] or [0], self.count)
+
+    def beside(self, name: str) -> list[int]:
+        """The same with 0 for rows, at whose ends there is padding already."""
+        numbers = self.each(name)
+        numbers[-self.back] = 0
+        return numbers
+
+    def demand(self, low: Any, high: Any, size: int) -> Demand:
         assert isinstance(self.relation, Window)
-        above, below = _around(self.relation, span)
-        image = F.pad(tensors[0], (0, 0, above, below)) if above or below else tensors[0]
-        padding = list(self.arguments["padding"])
-        result: Tensor = self.call([image, *tensors[1:]], padding=[0, padding[-1]])
+        own = (low * self.relation.stride - self.relation.before).clip(0, size - 1)  # where all is padding
+        return unite(super().demand(low, high, size), (own, own + 1))
+
+    def surrounded(self, image: Tensor, span: Span, back: int | None = None) -> tuple[Tensor, int]:
+        """All rows that the windows lie on, those beyond the image's edges as well; the number of the first.
+
+        `back`: the image's dimension of rows, counted from the last one, where it is another than the result's.
+        """
+        assert isinstance(self.relation, Window)
+        back, stride, before = back or self.back, self.relation.stride, self.relation.before
+        first = span.made.start * stride - before
+        stop = (span.made.stop - 1) * stride - before + (self.relation.kernel - 1) * self.relation.dilation + 1
+        above, below = max(0, span.given.start - first), max(0, stop - span.given.stop)
+        if above or below:
+            image = F.pad(image, (0, 0) * (back - 1) + (above, below), value=self.beyond)
+        return image.narrow(-back, first - span.given.start + above, stop - first), first
+
+
+@dataclass(frozen=True)
+class Convolution(Windows):
+    """A convolution."""
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+        image, _ = self.surrounded(tensors[0], span)
+        result: Tensor = self.call([image, *tensors[1:]], padding=self.beside("padding"))
         return result
 
 
 @dataclass(frozen=True)
-class MaxPool(Step):
-    """A maximum over windows; beyond the image's edges there is nothing, which is less than anything."""
-
-    @property
-    def pads(self) -> bool:
-        assert isinstance(self.relation, Window)
-        return self.relation.kernel > 1
-
-    @property
-    def makes_anew(self) -> bool:
-        return self.outputs[1] is None
-
-    def run(self, tensors: Sequence[Tensor], span: Span) -> Any:
-        assert isinstance(self.relation, Window)
-        above, below = _around(self.relation, span)
-        image = F.pad(tensors[0], (0, 0, above, below), value=-torch.inf) if above or below else tensors[0]
-        padding = self.arguments["padding"] or [0]
-        return self.call([image], padding=[0, padding[-1]])
-
-
-@dataclass(frozen=True)
-class AveragePool(Step):
-    """A mean over windows: their sum, divided by what lies in each of them of the whole image, padded or not."""
-
-    @property
-    def pads(self) -> bool:
-        return True
-
-    @property
-    def makes_anew(self) -> bool:
-        return True
+class Unfold(Windows):
+    """Windows as columns, row after row: (n, c, y, x) -> (n, c * kernel, windows)."""
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
-        assert isinstance(self.relation, Window)
-        above, below = _around(self.relation, span)
-        image = F.pad(tensors[0], (0, 0, above, below)) if above or below else tensors[0]
-        bound = self.arguments
-        padding, override = list(bound["padding"]), bound["divisor_override"]
-        if not bound["ceil_mode"] and (bound["count_include_pad"] or not any(padding)):
-            result: Tensor = self.call([image], None, padding=[0, padding[-1]])
-            return result
-        result = self.call([image], None, padding=[0, padding[-1]], divisor_override=override or 1)
-        if override:
-            return result
-        kernel, stride = list(bound["kernel_size"]), list(bound["stride"] or bound["kernel_size"])
-        sizes = span.size, tensors[0].shape[3]
-        outputs = torch.arange(span.made.start, span.made.stop), torch.arange(result.shape[3])
-        rows, columns = (
-            self._inside(
-                outputs[axis],
-                kernel[axis % len(kernel)],
-                stride[axis % len(stride)],
-                padding[axis % len(padding)],
-                sizes[axis],
-            )
-            for axis in (0, 1)
-        )
-        return result / (rows[:, None] * columns).to(result)
-
-    def _inside(self, outputs: Tensor, kernel: int, stride: int, padding: int, size: int) -> Tensor:
-        """Rows or columns of the windows of these outputs that count."""
-        first = outputs * stride - padding
-        stop = (first + kernel).clamp(max=size + padding)
-        if not self.arguments["count_include_pad"]:
-            first, stop = first.clamp(min=0), stop.clamp(max=size)
-        return stop - first
+        image, _ = self.surrounded(tensors[0], span, back=2)
+        result: Tensor = self.call([image], padding=[0, each(self.arguments["padding"], 2)[1]])
+        return result
 
 
 @dataclass(frozen=True)
-class TransposedConvolution(Step):
-    """A transposed convolution of some rows, of which those are kept that no other row adds to."""
+class Spread(Step):
+    """An operation by which each row of its inputs reaches some rows of the result, and no others.
+
+    Of rows that follow one another, those of the result are kept that no other row reaches:
+
+        row   -1  0  1  2  3  4  5  6
+        a      *  *  *  *
+        b            *  *  *  *           of a and b the rows 0, 1 and 2 can be made
+        c                  *  *  *  *
+    """
 
     @property
     def makes_anew(self) -> bool:
@@ -128,21 +111,42 @@ class TransposedConvolution(Step):
         own = ((low + self.relation.before) // self.relation.stride).clip(0, size - 1)  # where nothing is needed
         return unite(super().demand(low, high, size), (own, own + 1))
 
-    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+    def reached(self, span: Span) -> Interval:
+        """The rows of the whole result that the given rows reach, those beyond its edges as well."""
         assert isinstance(self.relation, Transposed)
-        bound = self.arguments
-        origin = span.given.start * self.relation.stride - self.relation.before
-        reached = origin + (span.given.size - 1) * self.relation.stride
-        reached += (self.relation.kernel - 1) * self.relation.dilation + 1
-        more = max(0, span.made.stop - reached)
-        result: Tensor = self.call(
-            tensors, padding=[0, bound["padding"][-1]], output_padding=[0, bound["output_padding"][-1]]
-        )
-        if more:  # rows that no input row reaches hold the bias alone
-            bias = bound["bias"]
-            rows = result.new_zeros((*result.shape[:2], more, result.shape[3]))
-            result = torch.cat([result, rows if bias is None else rows + bias[:, None, None]], 2)
-        return result.narrow(2, span.made.start - origin, span.made.size)
+        stride, before = self.relation.stride, self.relation.before
+        further = (self.relation.kernel - 1) * self.relation.dilation + 1
+        return Interval(span.given.start * stride - before, (span.given.stop - 1) * stride - before + further)
+
+
+@dataclass(frozen=True)
+class TransposedConvolution(Spread):
+    """A transposed convolution."""
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+        bound, reached, beside = self.arguments, self.reached(span), dict[str, list[int]]()
+        for name in ("padding", "output_padding"):
+            beside[name] = each(bound[name], len(self.shape.dims) - 2)
+            beside[name][-self.back] = 0
+        result: Tensor = self.call(tensors, None, **beside)
+        if span.made.stop > reached.stop:  # rows that no input row reaches hold the bias alone
+            size = list(result.shape)
+            size[self.dim] = span.made.stop - reached.stop
+            rows, bias = result.new_zeros(size), bound["bias"]
+            rows = rows if bias is None else rows + bias.view(-1, *[1] * (result.ndim - 2))
+            result = torch.cat([result, rows], self.dim)
+        return result.narrow(self.dim, span.made.start - reached.start, span.made.size)
+
+
+@dataclass(frozen=True)
+class Fold(Spread):
+    """The sum of windows that were taken apart: (n, c * kernel, windows) -> (n, c, y, x)."""
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+        reached = self.reached(span)
+        size = max(reached.stop, span.made.stop) - reached.start, span.columns
+        result: Tensor = self.call(tensors, output_size=size, padding=[0, each(self.arguments["padding"], 2)[1]])
+        return result.narrow(self.dim, span.made.start - reached.start, span.made.size)
 
 
 @dataclass(frozen=True)
@@ -166,30 +170,34 @@ class Padding(Step):
         return unite(needed, (size - below * min(after + 1, size), low * 0 + size))
 
     def _amounts(self) -> tuple[int, int]:
-        bound = self.arguments
+        bound, n = self.arguments, 2 * self.back
         amounts = bound["pad"] if "pad" in bound else bound["padding"]
-        return (amounts[2], amounts[3]) if len(amounts) > 2 else (0, 0)
+        return (amounts[n - 2], amounts[n - 1]) if len(amounts) >= n else (0, 0)
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
         assert isinstance(self.relation, Pad)
         before, after = self._amounts()
         above = max(0, before) if span.made.start < before else 0
         below = max(0, after) if span.made.stop > span.size + before else 0
-        bound = self.arguments
-        name = "pad" if "pad" in bound else "padding"
-        result: Tensor = self.call(tensors, None, **{name: [*bound[name][:2], above, below]})
+        name = "pad" if "pad" in self.arguments else "padding"
+        amounts, n = list(self.arguments[name]), 2 * self.back
+        amounts[n - 2 : n] = [above, below]
+        result: Tensor = self.call(tensors, None, **{name: amounts})
         origin = span.given.start + before - above
-        return result.narrow(2, span.made.start - origin, span.made.size)
+        return result.narrow(self.dim, span.made.start - origin, span.made.size)
 
 
 @dataclass(frozen=True)
 class Resize(Step):
-    """Resizing or shuffling of rows that begin where an output row does."""
+    """Resizing, shuffling, or pooling to a part of the size, of rows that begin where an output row does."""
 
     period: int = 1
     """Input rows after which output rows begin at an input row again."""
-    sized: bool = False
-    """Whether the operation is told the size of its result."""
+
+    @property
+    def sized(self) -> bool:
+        """Whether the operation is told the size of its result."""
+        return "output_size" in self.arguments
 
     @property
     def makes_anew(self) -> bool:
@@ -200,12 +208,19 @@ class Resize(Step):
         p = self.period
         return first // p * p, (-(-stop // p) * p).clip(max=size)
 
-    def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Any:
         origin, rows = span.given.start * self.relation.rate, span.given.size * self.relation.rate
         assert origin.denominator == 1
-        changed = {"output_size": [int(rows), span.columns]} if self.sized else {}
-        result: Tensor = self.call(tensors, None, **changed)
-        return result.narrow(2, span.made.start - int(origin), span.made.size)
+        changed = {}
+        if self.sized:
+            sizes = self.shape.sizes(int(rows), span.columns)
+            changed["output_size"] = sizes[-len(self.arguments["output_size"]) :]
+        made = self.call(tensors, None, **changed)
+        parts = [
+            part.narrow(self.dim, span.made.start - int(origin), span.made.size)
+            for part in (made if isinstance(made, tuple) else [made])
+        ]
+        return parts if isinstance(made, tuple) else parts[0]
 
 
 def period_of(relation: Relation) -> int:
