@@ -106,7 +106,10 @@ def adaptive_pool(call: Call) -> Outputs:
         elif wanted[0] == wanted[1]:
             raise NotLocal(f"pools the whole image to a fixed size ({wanted[0]})")
         else:
-            relations[dim] = Resample(_ratio(given, wanted, part=True), "cells")
+            scale = _ratio(given, wanted, part=True)
+            if any(n != o * scale for n, o in zip(given, wanted, strict=True)):  # in captures at no multiple of it
+                call.not_local("pools cells whose places depend on the image's size")
+            relations[dim] = Resample(scale, "cells")
     result = image.moved(relations, shape)
     return [result] * call.outputs
 

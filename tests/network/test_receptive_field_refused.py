@@ -79,6 +79,11 @@ def by_a_value(x: Tensor) -> Tensor:
     return x * 2 if float(x.mean()) > 0 else x
 
 
+def half_of_odd(x: Tensor) -> Tensor:
+    """15 of 31 rows: the cells of torch's adaptive pooling overlap, and where depends on their number."""
+    return F.adaptive_avg_pool2d(x[:, :, 1:], ((x.shape[2] - 1) // 2, x.shape[3]))
+
+
 TRAINING = nn.BatchNorm2d(2).train()
 REFUSED = {
     "global pooling": (SqueezeExcite(), "global pooling|pools the whole image|mean"),
@@ -90,6 +95,7 @@ REFUSED = {
     "kernel of the whole map": (whole_map_pool, "as large as the image"),
     "adaptive pooling": (nn.AdaptiveAvgPool2d(8), r"fixed size \(8\)"),
     "adaptive max pooling": (nn.AdaptiveMaxPool2d((4, 4)), r"fixed size \(4\)"),
+    "adaptive pooling of an odd number of rows": (half_of_odd, "cells whose places depend on the image's size"),
     "attention": (SelfAttention(False), "attention over the image"),
     "fused attention": (SelfAttention(True), "attention over the image"),
     "instance norm": (nn.InstanceNorm2d(2), "instance norm"),
