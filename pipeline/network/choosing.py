@@ -131,11 +131,17 @@ class Choice:
             return moving.Pick(**self.made, columns=self._columns())
         if name == "cat" and isinstance(relation, Pad) and self.plain:
             return self._beside(Join)
-        writes = name == "slice_scatter" and len(self.inputs) == 2 and self.result.axes([self.works_on()])
-        if writes and isinstance(self.relations[1], Transposed | Window) and self.plain:
-            put = self.relations[1]
-            return moving.Write(**self.made, source=put if isinstance(put, Transposed) else moving.ONE_BY_ONE)
+        if name == "slice_scatter" and self.result.axes([self.works_on()]) and self.plain:
+            return self._write()
         return None
+
+    def _write(self) -> Step | None:
+        put = self.relations[-1]
+        told = [isinstance(self.nodes[0].bound()[argument], Ref) for argument in ("self", "src")]
+        if not told[1] or sum(told) != len(self.inputs) or not isinstance(put, Transposed | Window):
+            return None
+        write = moving.Write(**self.made, source=put if isinstance(put, Transposed) else moving.ONE_BY_ONE)
+        return replace(write, node=self._with_tables())
 
     def _picks(self) -> bool:
         """Whether rows or columns are picked, which lie in dimensions of their own."""
@@ -192,10 +198,6 @@ class Choice:
     def _resize(self, relation: Resample | Window) -> Step:
         if any(number is not None for number in self.outputs[1:]):
             raise CannotStream("its places are those in a part of the image")
-        if isinstance(relation, Resample) and relation.kind == "cells":
-            given, made = self.operands[0].rows["y"].sizes, self.result.rows["y"].sizes
-            if any(a != b * relation.scale for a, b in zip(given, made, strict=True)):
-                raise CannotStream("pools cells of several sizes")
         return windows.Resize(**self.made, period=windows.period_of(relation))
 
     def _row_by_row(self) -> Step:
@@ -208,14 +210,16 @@ class Choice:
         return Step(**self.made)
 
     def _beside(self, kind: type[Beside]) -> Step:
-        tables, node = self._tables(), self.nodes[0]
         self._same_numbers()
+        return kind(**{**self.made, "node": self._with_tables()})
+
+    def _with_tables(self) -> Node:
+        tables, node = self._tables(), self.nodes[0]
 
         def put(leaf: Any) -> Any:
             return tables.get(id(leaf), leaf)
 
-        node = replace(node, args=replaced(node.args, put), kwargs=replaced(node.kwargs, put))
-        return kind(**{**self.made, "node": node})
+        return replace(node, args=replaced(node.args, put), kwargs=replaced(node.kwargs, put))
 
     def _tables(self) -> dict[int, Table]:
         """By their identity, the constants that are larger for larger images.
@@ -232,8 +236,8 @@ class Choice:
 
     def _same_numbers(self) -> None:
         """Raises CannotStream where the operation is told other numbers for images of another size."""
-        first, second = ([a for a in _leaves(node) if not isinstance(a, Tensor | Ref)] for node in self.nodes)
-        if first != second:
+        told = ([a for a in _leaves(node) if not isinstance(a, Tensor | Ref)] for node in self.nodes)
+        if not all(a == b or (a != a and b != b) for a, b in zip(*told, strict=True)):
             raise CannotStream("is told sizes that depend on the image's")
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.network.layouts import Factor, Rows, Tracked, axes_of
+from pipeline.network.layouts import Dimension, Rows, Tracked, axes_of
 from pipeline.network.reach import Line
 from pipeline.network.relations import SAME, Relation, moves_nothing
 
@@ -19,41 +19,48 @@ class CannotStream(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where the rows of a tensor lie: one after another in a dimension, each with all that belongs to it."""
+    """Where the rows of a tensor lie: in which dimension, and what lies there within each of them and around all."""
 
     dim: int
     blocks: int = 1
     """Places that a row takes there, in each column: of rows that were put together from [y] and [2], 2."""
     merged: bool = False
     """Whether columns lie in the same dimension: row after row."""
+    times: int = 1
+    """How often all rows lie there, one time after the other: of rows that were put together from [8] and [y], 8."""
+    upright: bool = False
+    """Whether columns lie in the same dimension: column after column."""
 
     @property
     def plain(self) -> bool:
         """Whether the dimension holds rows and nothing else."""
-        return self.blocks == 1 and not self.merged
+        return self == Place(self.dim)
 
     def unit(self, columns: int) -> int:
         """Places that a row takes, of so many columns."""
         return self.blocks * (columns if self.merged else 1)
+
+    def repeats(self, columns: int) -> int:
+        """How often all rows lie there, of so many columns."""
+        return self.times * (columns if self.upright else 1)
 
     @classmethod
     def of(cls, tracked: Tracked | None) -> Place:
         """The place of a tensor's rows.
 
         Raises:
-            CannotStream: it has none, or no columns, or something else in the dimension of rows is slower than they.
+            CannotStream: it has none, or no columns.
         """
         layout = () if tracked is None else tracked.layout
         rows = next((dim for dim, dimension in enumerate(layout) if "y" in axes_of(dimension)), None)
         if rows is None or not any("x" in axes_of(dimension) for dimension in layout):
             raise CannotStream("its rows or columns lie in no dimension")
-        first, *rest = layout[rows]
-        if first.axis != "y":
-            raise CannotStream("its rows do not lie one after another")
-        return cls(rows, size_beside(tuple(rest)), "x" in axes_of(tuple(rest)))
+        n = [factor.axis for factor in layout[rows]].index("y")
+        slower, faster = layout[rows][:n], layout[rows][n + 1 :]
+        return cls(rows, places(faster), "x" in axes_of(faster), places(slower), "x" in axes_of(slower))
 
 
-def size_beside(dimension: tuple[Factor, ...]) -> int:
+def places(dimension: Dimension) -> int:
     """Places in a dimension for each row and column in it."""
     return math.prod(factor.sizes[0] for factor in dimension if not factor.axis)
 
@@ -66,12 +73,12 @@ class Shape:
 
     @classmethod
     def of(cls, tracked: Tracked) -> Shape:
-        return cls(tuple((size_beside(d), "".join(sorted(axes_of(d)))) for d in tracked.layout))
+        return cls(tuple((places(d), "".join(sorted(axes_of(d)))) for d in tracked.layout))
 
     def sizes(self, rows: int, columns: int) -> list[int]:
         """Of a part of so many rows and columns."""
         number = {"": 1, "y": rows, "x": columns, "xy": rows * columns}
-        return [places * number[axes] for places, axes in self.dims]
+        return [each * number[axes] for each, axes in self.dims]
 
 
 @dataclass(frozen=True)
@@ -81,11 +88,18 @@ class Flow:
     place: Place
     rows: Line
     columns: Line
-    row_items: int
-    """Numbers in one row and column: its channels."""
+    shape: Shape
     dtype: torch.dtype
-    planar: bool
-    """Whether it is (1, channels, y, x)."""
+
+    @property
+    def items(self) -> int:
+        """Numbers in one row and column: its channels."""
+        return math.prod(number for number, _ in self.shape.dims)
+
+    @property
+    def planar(self) -> bool:
+        """Whether it is (1, channels, y, x)."""
+        return self.shape.dims == ((1, ""), (self.items, ""), (1, "y"), (1, "x"))
 
     @classmethod
     def of(cls, tracked: Tracked, image: dict[str, Rows], dtype: torch.dtype) -> Flow:
@@ -95,10 +109,8 @@ class Flow:
             CannotStream: its rows lie in no place that can be cut.
         """
         place, shape = Place.of(tracked), Shape.of(tracked)
-        items = math.prod(places for places, _ in shape.dims)
         lines = Line.of(tracked.rows["y"], image["y"]), Line.of(tracked.rows["x"], image["x"])
-        planar = shape.dims == ((1, ""), (items, ""), (1, "y"), (1, "x"))
-        return cls(place, *lines, items, dtype, planar)
+        return cls(place, *lines, shape, dtype)
 
 
 def chain(rows: Rows, source: Rows, operands: Collection[Rows]) -> tuple[Relation, ...]:

@@ -126,12 +126,15 @@ class Part:
 class Held:
     """The rows [start, stop) of one tensor, which are there and still needed.
 
-    They lie in dimension `dim`, where each takes `unit` places.
+    They lie in dimension `dim`, where each takes `unit` places, and all lie `repeats` times, which are held apart.
     With an arena, `room` gives out memory for rows to come; without, rows come in memory of their own.
     """
 
-    def __init__(self, dim: int, layout: Rows | None = None, arena: Arena | None = None, unit: int = 1) -> None:
-        self.dim, self.unit, self.layout, self.arena = dim, unit, layout, arena
+    def __init__(
+        self, dim: int, layout: Rows | None = None, arena: Arena | None = None, unit: int = 1, repeats: int = 1
+    ) -> None:
+        self.dim, self.unit, self.layout, self.arena = dim + (repeats > 1), unit, layout, arena
+        self.repeats = repeats
         self.start = self.stop = 0
         self.parts: list[Part] = []
 
@@ -151,6 +154,8 @@ class Held:
 
     def append(self, rows: int, tensor: Tensor | None) -> None:
         """Holds rows that have memory of their own."""
+        if tensor is not None and self.repeats > 1:
+            tensor = tensor.unflatten(self.dim - 1, (self.repeats, -1))
         self.parts.append(Part(Memory(rows, tensor), 0, rows))
         self.stop += rows
 
@@ -194,7 +199,8 @@ class Held:
             if inside.size:
                 assert part.memory.tensor is not None
                 pieces.append(self._narrow(part.memory.tensor, part.first + inside.start, inside.size))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.dim)
+        joined = pieces[0] if len(pieces) == 1 else torch.cat(pieces, self.dim)
+        return joined if self.repeats == 1 else joined.flatten(self.dim - 1, self.dim)
 
     def take(self, rows: Interval) -> Tensor:
         """The first rows that are held, which are let go of."""
@@ -204,7 +210,7 @@ class Held:
 
     def together(self, wanted: Interval) -> bool:
         """Whether the rows of an interval lie together."""
-        return not any(wanted.start < end < wanted.stop for end in self.ends)
+        return self.repeats == 1 and not any(wanted.start < end < wanted.stop for end in self.ends)
 
     def release(self, start: int) -> None:
         """Lets go of the rows below `start`."""

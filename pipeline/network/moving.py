@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.network.relations import SAME, Demand, Relation, Transposed, Window, demanded, unite
+from pipeline.network.relations import SAME, Demand, Relation, Transposed, Window, demanded, some
 from pipeline.network.steps import Span, Step
+from pipeline.network.tables import Beside
 
 ONE_BY_ONE = Transposed(1, 1)
 
@@ -100,11 +101,11 @@ def positions(relation: Relation, start: int, stop: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Write(Step):
-    """Its first input, with every so-manieth row or column replaced by those of the second, from a first one on."""
+class Write(Beside):
+    """A tensor or table, of which every so-manieth row or column from one on is replaced by those of the last input."""
 
     source: Transposed = ONE_BY_ONE
-    """Where the rows of the second are put."""
+    """Where the rows of that input are put."""
 
     @property
     def makes_anew(self) -> bool:
@@ -112,18 +113,17 @@ class Write(Step):
 
     def demands(self, low: Any, high: Any, sizes: Sequence[int]) -> list[Demand]:
         last = (low + self.source.before) // self.source.stride
-        own = last.clip(0, sizes[1] - 1)  # where nothing is replaced
-        replaced = demanded(self.source, (low, high), sizes[1])
-        return [self.demand(low, high, sizes[0]), unite(replaced, (own, own + 1))]
+        replaced = some(demanded(self.source, (low, high), sizes[-1]), last, sizes[-1])
+        return [*(self.demand(low, high, size) for size in sizes[:-1]), replaced]
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
-        base, source = tensors
-        result = base.clone()
-        bound = self.arguments
+        source, bound = tensors[-1], self.arguments
+        base = tensors[0] if len(tensors) > 1 else self.cut(bound["self"], span)
+        result = base.clone(memory_format=torch.contiguous_format)
         dim = bound["dim"] % base.ndim
         start, step = bound["start"] or 0, bound["step"] or 1
         if dim == self.dim:
-            start, step = span.givens[1].start * step - self.source.before - span.made.start, self.source.stride
+            start, step = span.givens[-1].start * step - self.source.before - span.made.start, self.source.stride
             above = min(source.shape[dim], max(0, -(start // step)))
             source, start = source.narrow(dim, above, source.shape[dim] - above), start + above * step
             inside = min(source.shape[dim], max(0, -((start - span.made.size) // step)))

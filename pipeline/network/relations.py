@@ -27,6 +27,12 @@ def unite(a: Demand, b: Demand) -> Demand:
     return low, high
 
 
+def some(needed: Demand, near: Ints, size: int) -> Demand:
+    """The same, and of none, where there are any, the row that is the nearest to that one."""
+    near = near.clip(0, size - 1)
+    return unite(needed, (near, near + 1)) if size else needed
+
+
 @dataclass(frozen=True)
 class Window:
     """Output row o needs rows o * stride - before + i * dilation, 0 <= i < kernel: convolution, pooling, slicing."""

@@ -50,10 +50,9 @@ class Progress:
 
     def given(self, made: Interval) -> tuple[Interval, ...]:
         """The rows of each of the inputs that these rows are made of."""
-        return tuple(
-            Interval(int(low[made.start]), int(high[made.stop - 1]))
-            for low, high in zip(self.low, self.high, strict=True)
-        )
+        ends = zip(self.low, self.high, strict=True)
+        rows = [(int(low[made.start]), int(high[made.stop - 1])) for low, high in ends]
+        return tuple(Interval(start, stop) if start < stop else Interval(0, 0) for start, stop in rows)
 
     def needs(self, number: int) -> int:
         """The first row of an input that it still needs."""
@@ -66,8 +65,8 @@ class Stream:
 
     def __init__(self, program: Program, height: int, width: int) -> None:
         self.program, self.height, self.width = program, height, width
-        self.sizes = {number: flow.rows.at(height) for number, flow in program.flows.items()}
-        self.columns = {number: flow.columns.at(width) for number, flow in program.flows.items()}
+        self.sizes = {number: max(0, flow.rows.at(height)) for number, flow in program.flows.items()}
+        self.columns = {number: max(0, flow.columns.at(width)) for number, flow in program.flows.items()}
         self.progress = [
             Progress(step, [self.sizes[n] for n in step.inputs], self.sizes[step.output]) for step in program.steps
         ]
@@ -75,7 +74,7 @@ class Stream:
         for progress in self.progress:
             for number in progress.step.inputs:
                 self.readers[number].append(progress)
-        self.row = {n: flow.row_items * self.columns[n] * flow.dtype.itemsize for n, flow in program.flows.items()}
+        self.row = {n: flow.items * self.columns[n] * flow.dtype.itemsize for n, flow in program.flows.items()}
         """Bytes of a row of each flow."""
         self.arena = Arena()
         self.held = {number: self.holder(number) for number in program.flows}
@@ -84,8 +83,9 @@ class Stream:
         """What holds the rows of a flow: in the arena where nobody looks at them later."""
         flow, readers = self.program.flows[number], self.readers[number]
         if number == self.program.output or not flow.planar or not all(p.step.makes_anew for p in readers):
-            return Held(flow.place.dim, unit=flow.place.unit(self.columns[number]))
-        rows = Rows(flow.row_items, self.columns[number], flow.dtype, self.program.channels_last)
+            place, columns = flow.place, self.columns[number]
+            return Held(place.dim, unit=place.unit(columns), repeats=place.repeats(columns))
+        rows = Rows(flow.items, self.columns[number], flow.dtype, self.program.channels_last)
         return Held(flow.place.dim, rows, self.arena)
 
     def run(self, bands: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -162,7 +162,15 @@ class Stream:
         """What a step needs to make these rows."""
         step, givens = progress.step, progress.given(made)
         span = Span(made, givens, progress.sizes[0], self.columns[step.output])
-        return [self.held[n].rows(given) for n, given in zip(step.inputs, givens, strict=True)], span
+        return [self.rows(n, given) for n, given in zip(step.inputs, givens, strict=True)], span
+
+    def rows(self, number: int, wanted: Interval) -> Tensor:
+        """Rows of a flow; of a small image it may have none."""
+        if wanted.size:
+            return self.held[number].rows(wanted)
+        flow, image = self.program.flows[number], self.arena.memory
+        assert image is not None
+        return torch.empty(flow.shape.sizes(0, self.columns[number]), dtype=flow.dtype, device=image.device)
 
     def pieces(self, step: Step, made: Interval) -> Iterator[Interval]:
         """The rows in pieces for which those of the inputs lie together, where the step does not care; else in equal

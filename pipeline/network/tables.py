@@ -13,7 +13,7 @@ from pipeline.network.flows import CannotStream
 from pipeline.network.graph import Ref, replaced
 from pipeline.network.layouts import Tracked
 from pipeline.network.operations import period_of
-from pipeline.network.relations import Demand, Pad, unite
+from pipeline.network.relations import Demand, Pad, some
 from pipeline.network.steps import Span, Step
 
 
@@ -86,8 +86,7 @@ class Join(Beside):
 
     def demand(self, low: Any, high: Any, size: int) -> Demand:
         assert isinstance(self.relation, Pad)
-        own = (low - self.relation.before).clip(0, size - 1)  # where only constants are needed
-        return unite(super().demand(low, high, size), (own, own + 1))
+        return some(super().demand(low, high, size), low - self.relation.before, size)
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
         assert isinstance(self.relation, Pad)

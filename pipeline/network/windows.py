@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.network.relations import Demand, Pad, Relation, Resample, Transposed, Window, unite
+from pipeline.network.relations import Demand, Pad, Relation, Resample, Transposed, Window, some, unite
 from pipeline.network.sliding import each
 from pipeline.network.steps import Span, Step
 from pipeline.tiling.geometry import Interval
@@ -52,8 +52,8 @@ class Windows(Step):
 
     def demand(self, low: Any, high: Any, size: int) -> Demand:
         assert isinstance(self.relation, Window)
-        own = (low * self.relation.stride - self.relation.before).clip(0, size - 1)  # where all is padding
-        return unite(super().demand(low, high, size), (own, own + 1))
+        first = low * self.relation.stride - self.relation.before  # also where all is padding
+        return some(super().demand(low, high, size), first, size)
 
     def surrounded(self, image: Tensor, span: Span, back: int | None = None) -> tuple[Tensor, int]:
         """All rows that the windows lie on, those beyond the image's edges as well; the number of the first.
@@ -108,8 +108,8 @@ class Spread(Step):
 
     def demand(self, low: Any, high: Any, size: int) -> Demand:
         assert isinstance(self.relation, Transposed)
-        own = ((low + self.relation.before) // self.relation.stride).clip(0, size - 1)  # where nothing is needed
-        return unite(super().demand(low, high, size), (own, own + 1))
+        last = (low + self.relation.before) // self.relation.stride  # also where it reaches nothing
+        return some(super().demand(low, high, size), last, size)
 
     def reached(self, span: Span) -> Interval:
         """The rows of the whole result that the given rows reach, those beyond its edges as well."""
@@ -161,8 +161,7 @@ class Padding(Step):
         assert isinstance(self.relation, Pad)
         needed = super().demand(low, high, size)
         if self.relation.mode == "constant":
-            own = (low - self.relation.before).clip(0, size - 1)  # where nothing but padding is needed
-            return unite(needed, (own, own + 1))
+            return some(needed, low - self.relation.before, size)  # also where there is nothing but padding
         # torch mirrors within the rows that it is given, and wants one more of them than it adds
         before, after = self._amounts()
         above, below = low < before, high > size + before
