@@ -48,6 +48,8 @@ def writing(op: Any) -> Any:
     """The form of an operation that writes into a tensor, `out`; None where there is none that does not copy."""
     if op is torch.ops.aten.relu.default:
         return lambda tensor, out: torch.ops.aten.clamp_min.out(tensor, 0, out=out)  # which is what relu calls
+    if op.overloadpacket is torch.ops.aten.gelu:
+        return None  # oneDNN takes the room to be laid out as the operand is, and writes beside it
     wanted = [(argument.name, str(argument.type)) for argument in op._schema.arguments]
     for name in op.overloadpacket.overloads():
         form = getattr(op.overloadpacket, name)
