@@ -14,7 +14,7 @@ from pipeline.network.layouts import Rows, Tracked
 from pipeline.network.operations import elementwise, rule_of
 from pipeline.network.relations import SAME, Pad, Relation, Resample, Transposed, Window, moves_nothing, repeat
 from pipeline.network.sliding import RESIZES
-from pipeline.network.steps import Step
+from pipeline.network.steps import GroupNorm, Step
 from pipeline.network.tables import Beside, Join, Table, table
 
 VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy"}
@@ -206,6 +206,8 @@ class Choice:
             if self.name not in BESIDE and rule_of(self.nodes[0]) is not elementwise:
                 raise CannotStream("is told values that depend on the image's size")
             return self._beside(Beside)
+        if self.name == "native_group_norm":
+            return GroupNorm(**self.made)
         self._same_numbers()
         return Step(**self.made)
 

@@ -230,7 +230,7 @@ def _position_table(sizes: Sizes) -> str:
 
 @rule(
     "_prelu_kernel", "_to_copy", "alias", "clone", "detach", "contiguous", "hardswish", "fill", "floor_divide", "rsub",
-    "log_sigmoid_forward", "rrelu_with_noise", "lift_fresh", "complex", "polar", "real", "imag", "conj", "_conj",
+    "log_sigmoid_forward", "lift_fresh", "complex", "polar", "real", "imag", "conj", "_conj",
     "resolve_conj", "resolve_neg", "_neg_view", "where", "bucketize", "prelu",
 )  # fmt: skip
 def elementwise(call: Call) -> Outputs:
@@ -255,6 +255,11 @@ def dropout(call: Call) -> Outputs:
     if call.get("train") is not False and call.get("p") != 0:
         return random(call)
     return elementwise(call)
+
+
+@rule("rrelu_with_noise", "rrelu_with_noise_functional")
+def random_slope(call: Call) -> Outputs:
+    return random(call) if call.get("training") else elementwise(call)
 
 
 @rule("_local_scalar_dense", "item", "is_nonzero", "equal", "_is_all_true", "_is_any_true")

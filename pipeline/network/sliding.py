@@ -101,7 +101,7 @@ def adaptive_pool(call: Call) -> Outputs:
     relations: dict[int, Relation] = {}
     for dim in last(image, len(call.get("output_size"))):
         given, wanted = image.sizes[dim], shape[dim]
-        if given == wanted:
+        if given == wanted or not image.axes([dim]):
             relations[dim] = SAME
         elif wanted[0] == wanted[1]:
             raise NotLocal(f"pools the whole image to a fixed size ({wanted[0]})")

@@ -8,6 +8,7 @@ others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -203,3 +204,12 @@ class Step:
         kwargs = {name: given.pop(name) for name in self.keywords}
         args = given.values()
         return self.node.op(*args, **kwargs) if room is None else self.writing(*args, out=room, **kwargs)
+
+
+@dataclass(frozen=True)
+class GroupNorm(Step):
+    """A norm over groups of channels at each place, of which it is told how many there are."""
+
+    def run(self, tensors: Sequence[Tensor], span: Span) -> Any:
+        places, _, *inside = tensors[0].shape
+        return self.call(tensors, N=places, HxW=math.prod(inside))
