@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline.network.analysis import analyse
+from pipeline.network.graph import capture
 from pipeline.network.operations import RULES
-from pipeline.network.program import build
+from pipeline.network.program import Program, build
+from pipeline.network.receptive_field import Found
 from pipeline.network.streaming import Stream
 from tests.zoo import Apply
 
@@ -267,6 +271,26 @@ OPERATIONS: dict[str, Function] = {
 """One network for each operation: the whole of it, but for what brings its operands into shape."""
 
 
+def recorded(function: Function) -> Program:
+    """The program of a function of (1, 4, y, x), from captures that are as small as they can be."""
+    net = Apply(function).eval()
+    first, second = (capture(net, (4, *size), torch.float64) for size in ((12, 24), (24, 36)))
+    return build(net, 4, Found(first, second, analyse(first, second), (12, 12)))
+
+
+def compared(program: Program, function: Function) -> Iterator[tuple[Tensor, Tensor]]:
+    """The result in random bands, and that of the whole, for images of two sizes."""
+    for height, width in ((24, 36), (60, 12)):
+        draw = random.Random(height)
+        image = torch.randint(-5, 6, (1, 4, height, width), generator=torch.Generator().manual_seed(height)).double()
+        cuts = [0]
+        while cuts[-1] < height:
+            cuts.append(min(height, cuts[-1] + draw.choice((1, 2, 3, 7, 20))))
+        bands = (image[:, :, a:b] for a, b in pairwise(cuts))
+        with torch.inference_mode():
+            yield torch.cat(list(Stream(program, height, width).run(bands)), 2), function(image)
+
+
 def test_every_rule_has_an_operation_that_runs_in_bands_or_a_reason_not_to() -> None:
     never = " ".join(NEVER.values()).split()
     rest = {name for name in RULES if known(name) and not breaks_down(name)} - OPERATIONS.keys()
@@ -276,19 +300,8 @@ def test_every_rule_has_an_operation_that_runs_in_bands_or_a_reason_not_to() -> 
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_operation_on_some_rows_gives_those_of_the_whole(name: str) -> None:
-    net = Apply(OPERATIONS[name]).eval()
-    net.typed = nn.Parameter(torch.zeros((), dtype=torch.float64))  # which is the type that it is recorded in
-    program = build(net, 4)
+    program = recorded(OPERATIONS[name])
     if not breaks_down(name):
         assert name in {step.node.name for step in program.steps}
-    draw = random.Random(name)
-    for height, width in ((24, 36), (60, 12)):
-        image = torch.randint(-5, 6, (1, 4, height, width), generator=torch.Generator().manual_seed(height)).double()
-        rows, bands = height, []
-        while rows:
-            bands.append(min(rows, draw.choice((1, 2, 3, 7, 20))))
-            rows -= bands[-1]
-        with torch.inference_mode():
-            whole = net(image)
-        result = torch.cat(list(Stream(program, height, width).run(image.split(bands, 2))), 2)
+    for result, whole in compared(program, OPERATIONS[name]):
         torch.testing.assert_close(result, whole, rtol=1e-12, atol=1e-12, equal_nan=True)
