@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,16 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.network.analysis import analyse
-from pipeline.network.graph import capture
 from pipeline.network.operations import RULES
-from pipeline.network.program import Program, build
-from pipeline.network.receptive_field import Found
-from pipeline.network.streaming import Stream
-from tests.zoo import Apply
+from tests.bands import WEIGHT, Function, compared, line, planes, recorded
 
 aten: Any = torch.ops.aten
-Function = Callable[[Tensor], Tensor]
 
 NEVER = {
     "is local nowhere": "grid_sampler grid_sampler_2d grid_sampler_3d pad dot mv _batch_norm_with_update "
@@ -72,16 +64,6 @@ def tokens(function: Function) -> Function:
     return lambda x: function(x.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-def line(function: Function) -> Function:
-    """Works on (x, channels, y): the rows are the last dimension."""
-    return lambda x: function(x[0].permute(2, 0, 1)).permute(1, 2, 0)[None]
-
-
-def planes(function: Function) -> Function:
-    """Works on (1, 1, channels, y, x)."""
-    return lambda x: function(x[:, None])[:, 0]
-
-
 def normed(name: str, *flags: Any, statistics: bool = True) -> Function:
     two = torch.tensor([1.0, 2, 3, 4], dtype=torch.float64)
     return lambda x: getattr(aten, name)(x, two, two, *((two, two) if statistics else ()), *flags)[0]
@@ -119,7 +101,6 @@ def written(x: Tensor) -> Tensor:
     return y
 
 
-WEIGHT = torch.arange(36.0, dtype=torch.float64).view(1, 4, 3, 3)
 MIX = torch.arange(12.0, dtype=torch.float64).view(4, 3)
 ALONG = ["cummax", "cummin", "sort"]
 REDUCED = [
@@ -269,26 +250,6 @@ OPERATIONS: dict[str, Function] = {
     **{name: lambda x, name=name: getattr(torch, name)(x, dim=1)[:, None].double() for name in REDUCED},
 }  # fmt: skip
 """One network for each operation: the whole of it, but for what brings its operands into shape."""
-
-
-def recorded(function: Function) -> Program:
-    """The program of a function of (1, 4, y, x), from captures that are as small as they can be."""
-    net = Apply(function).eval()
-    first, second = (capture(net, (4, *size), torch.float64) for size in ((12, 24), (24, 36)))
-    return build(net, 4, Found(first, second, analyse(first, second), (12, 12)))
-
-
-def compared(program: Program, function: Function) -> Iterator[tuple[Tensor, Tensor]]:
-    """The result in random bands, and that of the whole, for images of two sizes."""
-    for height, width in ((24, 36), (60, 12)):
-        draw = random.Random(height)
-        image = torch.randint(-5, 6, (1, 4, height, width), generator=torch.Generator().manual_seed(height)).double()
-        cuts = [0]
-        while cuts[-1] < height:
-            cuts.append(min(height, cuts[-1] + draw.choice((1, 2, 3, 7, 20))))
-        bands = (image[:, :, a:b] for a, b in pairwise(cuts))
-        with torch.inference_mode():
-            yield torch.cat(list(Stream(program, height, width).run(bands)), 2), function(image)
 
 
 def test_every_rule_has_an_operation_that_runs_in_bands_or_a_reason_not_to() -> None:
