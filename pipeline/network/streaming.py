@@ -210,7 +210,9 @@ class Count(Stream):
         givens = list(zip(step.inputs, progress.given(made), strict=True))
         together = step.writing is not None or all(self.held[n].together(given) for n, given in givens)
         operands = sum(given.size * self.row[n] for n, given in givens)
-        beside = operands * (not together) + operands * step.pads + result
+        # what lies otherwise than in planes is copied by most operations, to lie together
+        apart = sum(given.size * self.row[n] for n, given in givens if not self.program.flows[n].planar)
+        beside = operands * (not together) + operands * step.pads + apart + result
         held = sum(held.stored * self.row[n] for n, held in self.held.items())
         self.beside = max(self.beside, held + beside)
 

@@ -72,6 +72,17 @@ def test_memory_does_not_grow_with_the_rows_that_pass(kept: int) -> None:
     assert sizes[0] == sizes[1] <= (kept + 3 * 16 + 2) * COLUMNS * CHANNELS * 4 + 200
 
 
+def test_rows_that_lie_several_times_are_held_apart() -> None:
+    """Two heads, each of all rows: the next rows come between them."""
+    whole = torch.arange(2 * 9 * 3).view(2, 9, 3)
+    tensor = Held(0, unit=3, repeats=2)
+    for start, stop in ((0, 4), (4, 5), (5, 9)):
+        tensor.append(stop - start, whole[:, start:stop].flatten())
+    tensor.release(2)
+    assert torch.equal(tensor.rows(Interval(3, 7)), whole[:, 3:7].flatten())
+    assert not tensor.together(Interval(5, 9)), "they are copied, to lie together"
+
+
 def test_few_rows_that_stay_lie_together_with_those_that_come() -> None:
     tensor = held(Arena(), True)
     tensor.room(16)

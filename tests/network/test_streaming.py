@@ -193,6 +193,42 @@ def test_forecast_is_what_is_held(band: int) -> None:
     assert 0.9 * alive.peak <= forecast <= 1.25 * alive.peak
 
 
+@pytest.mark.parametrize("name", ("segnet", "window-attention", "fold", "depth-to-space-view", "frame", "median"))
+def test_forecast_does_not_fall_short_where_rows_lie_otherwise(name: str) -> None:
+    architecture = next(a for a in zoo.ZOO if a.name == name)
+    program = program_of(architecture.build().eval(), 2, folded=True)
+    with Alive(reorders=False) as alive:
+        for _ in Stream(program, 192, 48).run(torch.zeros(1, 2, 32, 48) for _ in range(6)):
+            pass
+    assert 0.8 * alive.peak <= sum(needs(program, 192, 48, 32)) <= 3 * alive.peak
+
+
+@pytest.mark.parametrize("activation", (nn.GELU(), nn.SiLU(), nn.Mish(), nn.ELU(), nn.Softplus(), nn.Hardswish()))
+@pytest.mark.parametrize("folded", (False, True))
+def test_activations_are_written_to_their_place_and_nowhere_else(activation: nn.Module, folded: bool) -> None:
+    """Their results wait for a partner that comes late, so that they are written behind rows that are there."""
+    first, last = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 8, (9, 1), padding=(4, 0))
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        y = activation(first(x)[:, :4])
+        return torch.cat([y, last(torch.cat([y, y], 1))], 1)
+
+    net, image = zoo.Apply(forward).eval(), torch.rand(1, 2, 48, 20)
+    whole = net(image).detach()
+    assert (streamed(program_of(net, 2, folded=folded), image, [5]) - whole).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("rows", (1, 2, 3, 4))
+def test_a_small_image_may_have_no_rows_somewhere(rows: int) -> None:
+    def shifted(x: torch.Tensor) -> torch.Tensor:
+        y = torch.zeros_like(x)
+        y[:, :, 3:] = x[:, :, :-3]
+        return y
+
+    image = torch.rand(1, 2, rows, 5)
+    assert torch.equal(streamed(program_of(zoo.Apply(shifted).eval(), 2, folded=False), image, [1]), shifted(image))
+
+
 def test_convolutions_meet_padding_at_the_edges_only() -> None:
     """Bands of ones through a mean of three rows: only the first and the last row see a zero."""
     net = nn.Conv2d(1, 1, (3, 1), padding=(1, 0), bias=False)
