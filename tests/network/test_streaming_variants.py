@@ -145,6 +145,7 @@ VARIANTS: dict[str, Function] = {
     "three dimensions": planes(lambda x: F.conv3d(x, WEIGHT[:, :3].unsqueeze(0), None, (1, 2, 1), 1)),
     "three, transposed": planes(lambda x: F.conv_transpose3d(x, WEIGHT[:, :3][None], None, (1, 2, 2), 1, (0, 1, 0))),
     "means in three": planes(lambda x: F.avg_pool3d(x, (1, 4, 4), (1, 2, 2), (0, 1, 1), True)),
+    "far beyond the kernel": lambda x: F.conv2d(x, WEIGHT[:, :, :1, :1], torch.ones(1, dtype=x.dtype), padding=40),
     "padding beyond the kernel": lambda x: F.conv2d(x, WEIGHT, torch.ones(1, dtype=x.dtype), padding=5),
     "mosaic": mosaic, "zeros between": zeros_between,
     "written below": shifted(5), "written above": shifted(-5), "frame": frame,
