@@ -22,8 +22,8 @@ from pipeline.network.sizes import least_size
 from pipeline.network.streaming import Stream, deviation, needs, program_of
 from pipeline.network.unet import UNet
 from pipeline.network.windows import Convolution
-from tests import zoo
-from tests.zoo import Apply, Architecture
+from tests import zoo, zoo_parts
+from tests.zoo import Architecture
 
 STREAMED = [a for a in zoo.ZOO if a.name != "dictionary"]
 
@@ -88,12 +88,8 @@ def test_means_over_windows_count_what_lies_in_the_image(
 
 
 def test_what_cannot_run_in_bands_says_why() -> None:
-    def whitened(x: torch.Tensor) -> torch.Tensor:
-        matrix = torch.eye(2) + x.permute(0, 2, 3, 1)[..., None].square()
-        return torch.linalg.inv(matrix).sum(-1).permute(0, 3, 1, 2)
-
     with pytest.raises(CannotStream, match="network: _linalg_check_errors: a value is read by the network's Python"):
-        build(Apply(whitened).eval(), 2)
+        build(zoo_parts.Inverses().eval(), 2)
 
 
 def unet() -> nn.Module:
