@@ -114,7 +114,8 @@ class Choice:
         step = self._moving() or self._over_windows()
         if step is not None:
             return step
-        if any(not moves_nothing(relation) for relation in self.relations):
+        rows = {tracked.rows["y"].sizes for tracked in (*self.operands, self.result)}
+        if len(rows) > 1 or not all(map(moves_nothing, self.relations)):
             raise CannotStream("runs on whole maps only")
         return self._row_by_row()
 

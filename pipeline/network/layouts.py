@@ -105,8 +105,8 @@ class Tracked:
 
     layout: tuple[Dimension, ...]
     rows: dict[str, Rows]
-    pooled: dict[str, Relation] | None = None
-    """Of the indices that a pooling returns: how the pooled rows are spread out again by unpooling."""
+    pooled: dict[str, tuple[Relation, Sizes]] | None = None
+    """Of the indices that a pooling returns: how rows are spread out again by unpooling, and how many were pooled."""
 
     @property
     def sizes(self) -> list[Sizes]:

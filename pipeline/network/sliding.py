@@ -84,8 +84,8 @@ def pool(call: Call) -> Outputs:
     result = image.moved(relations, call.shape())
     if call.outputs == 1:
         return result
-    back: dict[str, Relation] = {
-        next(iter(image.axes([dim]))): Transposed(kernel[i], stride[i], dilation[i], padding[i])
+    back: dict[str, tuple[Relation, Sizes]] = {
+        next(iter(image.axes([dim]))): (Transposed(kernel[i], stride[i], dilation[i], padding[i]), image.sizes[dim])
         for i, dim in enumerate(dims)
         if image.axes([dim])
     }
@@ -120,9 +120,10 @@ def unpool(call: Call) -> Outputs:
     if indices.pooled is None:
         raise Unknown("its indices do not come straight from a pooling")
     shape = call.shape()
-    relations = {
-        dim: indices.pooled[axis] for dim in last(image, 2) for axis in image.axes([dim]) if axis in indices.pooled
-    }
+    pooled = {dim: indices.pooled[a] for dim in last(image, 2) for a in image.axes([dim]) if a in indices.pooled}
+    if any(pooled[dim][1] != shape[dim] for dim in pooled if dim == image.ndim - 1):
+        raise Unknown("its indices count in rows of another length")
+    relations = {dim: relation for dim, (relation, _) in pooled.items()}
     return call.combined([image.moved(relations, shape), indices.moved(relations, shape)], [])
 
 

@@ -79,6 +79,11 @@ def by_a_value(x: Tensor) -> Tensor:
     return x * 2 if float(x.mean()) > 0 else x
 
 
+def unpooled_wider(x: Tensor) -> Tensor:
+    y, places = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(y, places, 2, output_size=(x.shape[2], x.shape[3] + 1))
+
+
 def half_of_odd(x: Tensor) -> Tensor:
     """15 of 31 rows: the cells of torch's adaptive pooling overlap, and where depends on their number."""
     return F.adaptive_avg_pool2d(x[:, :, 1:], ((x.shape[2] - 1) // 2, x.shape[3]))
@@ -179,6 +184,11 @@ def test_an_unknown_operation_alone_is_an_error_that_names_it_and_the_way_out():
 
 def test_what_was_declared_does_not_make_others_local():
     assert not receptive_field(chain(strange, nn.GroupNorm(1, 2)).eval(), 2, reach=7).is_local
+
+
+def test_places_in_rows_of_another_length_are_not_known():
+    with pytest.raises(UnknownOperation, match="max_unpool2d: its indices count in rows of another length"):
+        receptive_field(Apply(unpooled_wider), 2)
 
 
 def test_random_numbers_are_not_known():
