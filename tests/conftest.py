@@ -35,7 +35,17 @@ server.stop()
 """
 """A real S3 server on loopback, moto's, in a process of its own; each test has a bucket of its own."""
 
-SMALL = {"object_store_memory": 100_000_000, "include_dashboard": False}
+SMALL = {"object_store_memory": 100_000_000, "include_dashboard": False, "include_log_monitor": False}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lines are counted in the first case of each test: counting in all would take twenty times what it shows."""
+    seen = set[str]()
+    for item in items:
+        name = item.nodeid.partition("[")[0]
+        if name in seen:
+            item.add_marker("no_cover")
+        seen.add(name)
 
 
 @pytest.fixture(scope="session")

@@ -99,6 +99,7 @@ def test_two_workers_have_the_weights_of_one_process(cluster: Any, undisturbed: 
     assert result.metrics["test"] == alone["test"] and result.metrics["step"] == alone["step"]
 
 
+@pytest.mark.nightly  # that all workers raise what one of them met is tested without Ray
 def test_a_loss_that_is_no_number_ends_a_run_on_workers_with_its_line(cluster: Any, tmp_path: Path) -> None:
     made = job(tmp_path, workers=2, optimizer={"name": "sgd", "lr": 1e9})
     with pytest.raises(ValueError, match=r"^step \d+: the loss is (nan|inf)"):
