@@ -60,7 +60,7 @@ def infer(arguments: list[str]) -> tuple[float, float, list[float]]:
     )
     peaks: dict[int, float] = {}
     while command.poll() is None:
-        for process in (command, *command.children()):
+        for process in (command, *command.children(recursive=True)):  # workers are forks of a child
             peaks[process.pid] = max(peaks.get(process.pid, 0.0), _peak(process.pid))
         time.sleep(0.1)
     seconds = time.monotonic() - began
