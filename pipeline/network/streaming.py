@@ -168,9 +168,9 @@ class Stream:
         """Rows of a flow; of a small image it may have none."""
         if wanted.size:
             return self.held[number].rows(wanted)
-        flow, image = self.program.flows[number], self.arena.memory
-        assert image is not None
-        return torch.empty(flow.shape.sizes(0, self.columns[number]), dtype=flow.dtype, device=image.device)
+        flow, memory = self.program.flows[number], self.arena.memory
+        assert memory is not None
+        return torch.empty(flow.shape.sizes(0, self.columns[number]), dtype=flow.dtype, device=memory.device)
 
     def pieces(self, step: Step, made: Interval) -> Iterator[Interval]:
         """The rows in pieces for which those of the inputs lie together, where the step does not care; else in equal
