@@ -160,7 +160,8 @@ def report(folder: Path, rounds: int, largest: int, count: int) -> str:
         "",
         "## Memory",
         "Peaks in MB, the interpreter and its libraries (about 300 MB a process) included. The forecast is what "
-        "`--dry-run` says of a worker, with those 300 MB.",
+        "`--dry-run` says of a worker, with those 300 MB. All processes are the command, its workers, and the one that "
+        "these are forks of; what they share with it, some 150 MB, is counted in each.",
         "",
         "| image | the command's own process | largest worker | forecast | all processes | growth | seconds |",
         "|---|---|---|---|---|---|---|",
