@@ -135,10 +135,10 @@ TRIED = (
     "4096 at once, though the columns that neighbours share were not even counted",
     "- results of a step in pieces of 2, 4, 8 MB or in one: equal (4 MB are kept, for their memory)",
     "- huge pages for arena and allocator, no memory given back to the system: 2 to 3 %",
-    "- activations within convolutions whose kernels are packed beforehand (`mkldnn._convolution_pointwise_`), added to "
-    "rows that were set to zero, as no form of it writes to a given place: 2 % less to 8 % more a second, by layer",
-    "- NNPACK's convolutions by Winograd: 1.1 to 1.8 times as fast from 32 channels on, but off by 5e-6 to 1.2e-5 of the "
-    "largest output in each single layer, where the whole network may be off by 1e-5",
+    "- activations within convolutions whose kernels are packed beforehand (`mkldnn._convolution_pointwise_`), added "
+    "to rows that were set to zero, as no form of it writes to a given place: 2 % less to 8 % more a second, by layer",
+    "- NNPACK's convolutions by Winograd: 1.1 to 1.8 times as fast from 32 channels on, but off by 5e-6 to 1.2e-5 of "
+    "the largest output in each single layer, where the whole network may be off by 1e-5",
 )
 
 
