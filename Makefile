@@ -6,8 +6,8 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Three pytest processes share two cores, as some of them wait; threads within them would only get in each other's way,
-# and workers of Ray, which are nice by default, would wait for the other tests.
+# Two pytest processes share the cores; threads within them would only get in each other's way, and workers of Ray,
+# which are nice by default, would wait for the other tests.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 RAY_worker_niceness=0
 
 .DELETE_ON_ERROR:
@@ -66,7 +66,7 @@ lint: $(VENV)/dev.stamp
 
 test: lint
 	@$(WARM) || $(WARM)
-	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 3 --dist loadgroup --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=90
+	$(TEST_ENVIRONMENT) $(PY) -m pytest -n 2 --dist loadgroup --cov=pipeline --cov-report=term:skip-covered --cov-fail-under=90
 
 # What takes too long for every time: twenty more runs that are killed at random, a cluster that grows and shrinks.
 nightly: $(VENV)/dev.stamp
