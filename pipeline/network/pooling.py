@@ -22,7 +22,7 @@ class MaxPool(Windows):
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Any:
         image, first = self.surrounded(tensors[0], span)
-        result = self.call([image], padding=self.beside("padding"))
+        result = self.call([image], padding=self.padding)
         if self.outputs[1] is None:
             return result
         values, places = result
@@ -61,7 +61,7 @@ class AveragePool(Windows):
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
         image, _ = self.surrounded(tensors[0], span)
         bound = self.arguments
-        override, padding = bound["divisor_override"], self.beside("padding")
+        override, padding = bound["divisor_override"], self.padding
         if not bound["ceil_mode"] and (bound["count_include_pad"] or not any(self.each("padding"))):
             result: Tensor = self.call([image], padding=padding)
             return result

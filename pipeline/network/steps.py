@@ -104,7 +104,7 @@ class Step:
         """The first flow that it makes; all have as many rows."""
         return next(number for number in self.outputs if number is not None)
 
-    @property
+    @cached_property
     def back(self) -> int:
         """The dimension of rows, counted from the last one, which is 1."""
         return len(self.shape.dims) - self.dim
@@ -190,17 +190,21 @@ class Step:
         """What the arguments refer to, in the order of `inputs`."""
         return list(dict.fromkeys(references((self.node.args, self.node.kwargs))))
 
+    def filled(self, argument: Any, tensors: Sequence[Tensor]) -> Any:
+        """An argument with these tensors in place of the values that it refers to."""
+        held = dict(zip(self.values, tensors, strict=True))
+
+        def fill(leaf: Any) -> Any:
+            return held[leaf.value] if isinstance(leaf, Ref) else leaf
+
+        return replaced(argument, fill)
+
     def call(self, tensors: Sequence[Tensor], room: Tensor | None = None, /, **changed: Any) -> Any:
         """The operation with these tensors in place of the values that it refers to, and some arguments replaced.
 
         Writes into `room` where that is given.
         """
-        held = dict(zip(self.values, tensors, strict=True))
-
-        def filled(value: Any) -> Any:
-            return held[value.value] if isinstance(value, Ref) else value
-
-        given = self.arguments | {name: replaced(value, filled) for name, value in (self.referring | changed).items()}
+        given = self.arguments | {name: self.filled(value, tensors) for name, value in self.referring.items()} | changed
         kwargs = {name: given.pop(name) for name in self.keywords}
         args = given.values()
         return self.node.op(*args, **kwargs) if room is None else self.writing(*args, out=room, **kwargs)

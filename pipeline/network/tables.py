@@ -68,7 +68,8 @@ class Beside(Step):
         return True
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Any:
-        return self.call(tensors, None, **{name: self.cut(value, span) for name, value in self.arguments.items()})
+        cut = {name: self.filled(self.cut(value, span), tensors) for name, value in self.arguments.items()}
+        return self.call(tensors, None, **cut)
 
     def cut(self, argument: Any, span: Span) -> Any:
         """The argument with parts of the tables in it, as large as the rows to be made."""
@@ -94,6 +95,6 @@ class Join(Beside):
         image = next(n for n, part in enumerate(parts) if isinstance(part, Ref))
         above, below = span.made.start < before, span.made.stop > span.size + before
         chosen = parts[0 if above else image : len(parts) if below else image + 1]
-        result: Tensor = self.call(tensors, tensors=self.cut(chosen, span))
+        result: Tensor = self.call(tensors, tensors=self.filled(self.cut(chosen, span), tensors))
         origin = span.given.start + before * (not above)
         return result.narrow(self.dim, span.made.start - origin, span.made.size)

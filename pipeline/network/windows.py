@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -35,7 +36,7 @@ class Windows(Step):
     def makes_anew(self) -> bool:
         return True
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Dimensions in which its windows extend, the last ones."""
         return next((n for n in (1, 2, 3) if f"{n}d" in self.node.name), len(self.shape.dims) - 2)
@@ -44,9 +45,10 @@ class Windows(Step):
         """An argument of one number for each of these dimensions."""
         return each(self.arguments[name] or [0], self.count)
 
-    def beside(self, name: str) -> list[int]:
-        """The same with 0 for rows, at whose ends there is padding already."""
-        numbers = self.each(name)
+    @cached_property
+    def padding(self) -> list[int]:
+        """The operation's padding, with 0 for rows, at whose ends there is padding already."""
+        numbers = self.each("padding")
         numbers[-self.back] = 0
         return numbers
 
@@ -67,7 +69,9 @@ class Windows(Step):
         above, below = max(0, span.given.start - first), max(0, stop - span.given.stop)
         if above or below:
             image = F.pad(image, (0, 0) * (back - 1) + (above, below), value=self.beyond)
-        return image.narrow(-back, first - span.given.start + above, stop - first), first
+        if image.shape[-back] > stop - first:  # rows between windows, which no window lies on
+            image = image.narrow(-back, first - span.given.start + above, stop - first)
+        return image, first
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Convolution(Windows):
 
     def run(self, tensors: Sequence[Tensor], span: Span) -> Tensor:
         image, _ = self.surrounded(tensors[0], span)
-        result: Tensor = self.call([image, *tensors[1:]], padding=self.beside("padding"))
+        result: Tensor = self.call([image, *tensors[1:]], padding=self.padding)
         return result
 
 
