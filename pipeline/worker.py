@@ -41,7 +41,7 @@ TOLERANCE = {"float32": 1e-5, "float64": 1e-12, "bfloat16": 5e-2, "float16": 5e-
 """How far two passes over the same pixels may differ by rounding, as a share of max(1, the largest logit)."""
 
 INTERPRETER = 300_000_000
-"""Bytes that a worker's interpreter and libraries take before it does anything."""
+"""Bytes that a worker's interpreter and libraries take before it does anything; those of one machine share most."""
 
 log = logging.getLogger("pipeline")
 

@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.engines.watching import SMALL
+
 # the same examples each time; no deadline, as a busy machine is no failure
 settings.register_profile("steady", deadline=None, derandomize=True)
 settings.load_profile("steady")
@@ -35,11 +37,9 @@ server.stop()
 """
 """A real S3 server on loopback, moto's, in a process of its own; each test has a bucket of its own."""
 
-SMALL = {"object_store_memory": 100_000_000, "include_dashboard": False, "include_log_monitor": False}
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Lines are counted in the first case of each test: counting in all would take twenty times what it shows."""
+    """Lines are counted in the first case of each test: the others take time to count, and add next to none."""
     seen = set[str]()
     for item in items:
         name = item.nodeid.partition("[")[0]

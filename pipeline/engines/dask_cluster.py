@@ -15,8 +15,7 @@ from typing import Any
 
 from distributed import Client, LocalCluster, Worker
 
-from pipeline.engines.template import Template
-from pipeline.engines.template import Worker as Process
+from pipeline.engines import template
 from pipeline.engines.units import Unit
 
 CONNECT = 20.0
@@ -55,10 +54,10 @@ class OwnCluster(Cluster):
 
     def __init__(self, client: Client, size: int, modules: Sequence[str]) -> None:
         super().__init__(client, size)
-        self.template = Template(partial(host, client.scheduler.address), [__name__, *modules])
+        self.template = template.Template(partial(host, client.scheduler.address), [__name__, *modules])
         self.number, self.deaths_at_start = 0, 0
-        self.starting: list[Process] = []
-        self.hosts: dict[str, Process] = {}
+        self.starting: list[template.Worker] = []
+        self.hosts: dict[str, template.Worker] = {}
         self.causes: dict[str, str] = {}
 
     def addresses(self) -> set[str]:
@@ -70,7 +69,7 @@ class OwnCluster(Cluster):
                 self.causes[address] = self.hosts.pop(address).cause_of_death()
         return set(self.hosts)
 
-    def _hear(self, host: Process) -> None:
+    def _hear(self, host: template.Worker) -> None:
         """What a process that is starting has to say: that it is up, or its worker's address."""
         message = host.receive()
         if message is None:

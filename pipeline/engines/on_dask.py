@@ -52,7 +52,7 @@ def run(
 
     As in the local engine: `start` is called once in each worker process, a stage begins when all units of the
     previous one were yielded, a unit whose worker died or that raised anything but ValueError is tried again
-    `retries` times.
+    `retries` times. Processes that are started here import `modules` once for all.
 
     Runs on all workers of the cluster at the address `scheduler`, else of the one to which the caller has a client,
     else on `workers` processes that are started and ended here. A worker does one unit at a time, however many

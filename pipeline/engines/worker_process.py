@@ -129,6 +129,7 @@ def main(parent: int, socket: int, lifeline: int) -> None:
     gc.set_threshold(100_000)  # as `pipeline.commands.run` does: it is up, and ended, a quarter sooner
     atexit.register(gc.freeze)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as a caller may do, it would leave no word of the dead
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     template, caller = os.getpid(), Connection(socket)
     try:

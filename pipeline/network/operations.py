@@ -163,7 +163,7 @@ class Call:
                 if not axes_of(layout[-back]):
                     layout[-back] = layout[-back] or plain(sizes)
                     continue
-                period = period_of(pair, -back)
+                period = repeats_after(pair, -back)
                 for axis in axes_of(layout[-back]) if period != 1 else ():
                     if period is None or len(layout[-back]) > 1:
                         self.not_local(_position_table(sizes))
@@ -205,7 +205,7 @@ def _tensors(arguments: Any) -> Any:
 LONGEST_PERIOD = 16
 
 
-def period_of(pair: tuple[torch.Tensor, torch.Tensor], dim: int) -> int | None:
+def repeats_after(pair: tuple[torch.Tensor, torch.Tensor], dim: int) -> int | None:
     """After how many rows the constant repeats in both captures, 1 where all are the same; None where it does not.
 
     Rows are compared with those that follow at least three times.

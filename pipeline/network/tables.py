@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.network.flows import CannotStream
 from pipeline.network.graph import Ref, replaced
 from pipeline.network.layouts import Tracked
-from pipeline.network.operations import period_of
+from pipeline.network.operations import repeats_after
 from pipeline.network.relations import Demand, Pad, some
 from pipeline.network.steps import Span, Step
 
@@ -51,7 +51,7 @@ def table(pair: tuple[Tensor, Tensor], result: Tracked, rows: int) -> Table:
     for dim in range(-tensor.ndim, 0):
         if tensor.shape[dim] == pair[1].shape[dim]:
             continue
-        period = period_of(pair, dim)
+        period = repeats_after(pair, dim)
         if not result.axes([dim]) or period is None or (period > 1 and len(result.layout[dim]) > 1):
             raise CannotStream("is told values that depend on the image's size")
         tensor = tensor.narrow(dim, 0, period)

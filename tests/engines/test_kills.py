@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.engines.watching import wait_for
+from tests.engines.watching import SMALL, wait_for
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"object_store_memory": 100_000_000, "include_dashboard": False, "include_log_monitor": False}
 SEEDS = [*range(3), *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(3, 23))]
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(600)]

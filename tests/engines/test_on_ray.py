@@ -16,11 +16,9 @@ import pytest
 
 from pipeline.engines.on_ray import run
 from pipeline.engines.units import Failure, Unit
-from tests.engines.watching import wait_for
+from tests.engines.watching import SMALL, wait_for
 
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280), pytest.mark.usefixtures("by_value")]
-
-SMALL = {"object_store_memory": 100_000_000, "include_dashboard": False, "include_log_monitor": False}
 
 
 def where() -> Callable[[Unit], Any]:

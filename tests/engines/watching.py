@@ -6,6 +6,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+SMALL = {"object_store_memory": 100_000_000, "include_dashboard": False, "include_log_monitor": False}
+"""A node of a Ray cluster that takes no more than a test needs."""
+
 
 def never(error: BaseException) -> bool:
     """No error is fatal."""
