@@ -20,7 +20,7 @@ from pipeline.jobfile import load_job, validated
 from pipeline.ledgers import FOLDER, forget_ledger, hold, open_ledger, read_ledger
 from pipeline.network.loading import Network, load_network
 from pipeline.network.receptive_field import receptive_field as derive
-from pipeline.running import Place, Progress, default_workers, drive
+from pipeline.running import Place, Progress, default_workers, drive, template
 from pipeline.storage.location import Inputs, Location, is_url, local_path, location_of, name_of
 from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
 from pipeline.storage.reading import extend_to
@@ -33,10 +33,11 @@ from pipeline.turns import Result, Run, Turns
 from pipeline.worker import Job
 
 if TYPE_CHECKING:
+    from pipeline.engines.template import Template
     from pipeline.training_run import Trained
 
 __all__ = ["Report", "Result", "TilesFailed", "convert", "export", "extend", "plan", "predict", "predict_lazy",
-           "receptive_field", "train", "verify"]  # fmt: skip
+           "receptive_field", "template", "train", "verify"]  # fmt: skip
 
 
 NAMED = 3
@@ -57,18 +58,18 @@ def predict(
     output: str | os.PathLike[str] = "",
     *,
     report: Callable[[Progress], None] | None = None,
-    own_process: bool = False,
+    template: Template | None = None,
     **given: Any,
 ) -> Any:
-    """See `pipeline.predict`."""
+    """See `pipeline.predict`; workers are forks of the template, which ends with the call."""
     asked = options(**given)
     if not os.fspath(output):
         raise ValueError("say where the prediction goes: output='big.zarr'")
     analysis = Analysis(_network(net, asked), asked, "nuclei" if net is None else net)
     if not isinstance(image, list | tuple):
-        return _only(_work([image], [os.fspath(output)], analysis, asked, report, own_process))
+        return _only(_work([image], [os.fspath(output)], analysis, asked, report, template))
     outputs = _outputs(image, os.fspath(output))
-    turns = _work(image, outputs, analysis, asked, report, own_process)
+    turns = _work(image, outputs, analysis, asked, report, template)
     named = [image if isinstance(image, str | os.PathLike) else name_of(output)
              for image, output in zip(image, outputs, strict=True)]  # fmt: skip
     return _all(turns, named)
@@ -101,14 +102,19 @@ COPY = {"axes", "level", "engine", "workers", "worker_cpus", "worker_gpus", "add
 
 
 def convert(
-    image: Any, output: str | os.PathLike[str], *, report: Callable[[Progress], None] | None = None, **given: Any
+    image: Any,
+    output: str | os.PathLike[str],
+    *,
+    report: Callable[[Progress], None] | None = None,
+    template: Template | None = None,
+    **given: Any,
 ) -> Result:
-    """See `pipeline.convert`."""
+    """See `pipeline.convert`; workers are forks of the template, which ends with the call."""
     _check_known(given, COPY, "convert")
     asked = options(**given)
     if not os.fspath(output):
         raise ValueError("say where the copy goes: output='big.ome.zarr'")
-    return _only(_work([image], [os.fspath(output)], None, asked, report, False))
+    return _only(_work([image], [os.fspath(output)], None, asked, report, template))
 
 
 def verify(output: str | os.PathLike[str], image: Any = None, net: Any = None) -> Report:
@@ -280,11 +286,11 @@ def _work(
     analysis: Analysis | None,
     asked: Options,
     report: Callable[[Progress], None] | None,
-    own_process: bool,
+    template: Template | None,
 ) -> Turns:
     """Do what is missing of the images' outputs; what came of each. Nothing of the caller's torch is changed."""
     address = asked.scheduler if asked.engine == "dask" else asked.address
-    place = Place(asked.engine, asked.workers, own_process, asked.worker_cpus, asked.worker_gpus, address)
+    place = Place(asked.engine, asked.workers, template, asked.worker_cpus, asked.worker_gpus, address)
     channels = analysis.channels if analysis else None
     references, inputs = dict[int, Reference](), Inputs()
     for number, image in enumerate(images):

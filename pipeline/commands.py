@@ -41,6 +41,7 @@ def run(main: Callable[[], int]) -> NoReturn:
         faulthandler.dump_traceback_later(GRACE, exit=True)  # what is interrupted anywhere may be held up anywhere
         raise SystemExit(143)
 
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, of which nothing is asked here, comes with threads
     # importing torch makes half a million objects, none of them garbage: not looked through meanwhile, nor at the end
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
@@ -118,6 +119,10 @@ def predict(images: list[str], output: str, net: Any, *, folder: bool, verify: b
     Raises RuntimeError where tiles or images failed.
     """
     resumable(given.get("overwrite", False))
+    from pipeline import api
+
+    if given.get("engine", "local") == "local":
+        given = given | {"template": api.template()}  # before there are threads: progress on a terminal has one
     return _many(images, output, net, verify, given) if folder else _one(images[0], output, net, verify, given)
 
 
@@ -127,7 +132,7 @@ def _one(image: str, output: str, net: Any, verify: bool, given: dict[str, Any])
     began = time.monotonic()
     with progress(Path(output).name) as report:
         try:
-            result = api.predict(image, net, output, report=report, own_process=True, **given)
+            result = api.predict(image, net, output, report=report, **given)
         except api.TilesFailed as error:
             print(f"{output}: unfinished after {time.monotonic() - began:.1f} s{_continues()}")
             raise RuntimeError(str(error)) from error
@@ -146,7 +151,7 @@ def _many(images: list[str], output: str, net: Any, verify: bool, given: dict[st
     began, failed = time.monotonic(), ""
     with progress(Path(output).name) as report:
         try:
-            results = api.predict(images, net, output, report=report, own_process=True, **given)
+            results = api.predict(images, net, output, report=report, **given)
         except api.TilesFailed as error:
             results, failed = error.results, str(error)
     done = [r for r in results if not r.failures]

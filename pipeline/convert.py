@@ -21,8 +21,9 @@ def main() -> int:
     from pipeline import api
 
     image, output = given.pop("image"), given.pop("output")
+    template = api.template()  # before there are threads: progress on a terminal has one
     with progress(Path(output).name) as report:
-        result = api.convert(image, output, report=report, **given)
+        result = api.convert(image, output, report=report, template=template, **given)
     if result.failures:
         raise RuntimeError(f"{output}: " + "; ".join(result.failures))
     units = result.plan.units

@@ -16,6 +16,7 @@ import torch
 
 from pipeline.engines import local
 from pipeline.engines.machine import usable_cpus
+from pipeline.engines.template import Template, early_template
 from pipeline.engines.units import Failure, Outcome
 from pipeline.preflight import preflight
 from pipeline.storage.disk import OutputError
@@ -23,6 +24,9 @@ from pipeline.turns import Run, Turns
 from pipeline.worker import INTERPRETER, Item, Job, start
 
 log = logging.getLogger("pipeline")
+
+MODULES = [start.__module__]
+"""What every worker imports."""
 
 REPORT_EVERY = 0.2
 """Seconds between reports of progress."""
@@ -59,8 +63,8 @@ class Place:
     engine: str = "local"
     workers: int | None = None
     """None: as many as this machine carries, or the cluster holds."""
-    own_process: bool = False
-    """Local: worker processes also where one worker would do."""
+    template: Template | None = None
+    """Local: what worker processes are forked of, also where one would do. None: one worker is the calling process."""
     cpus: float = 1
     gpus: float = 0
     address: str | None = None
@@ -69,7 +73,12 @@ class Place:
     @property
     def elsewhere(self) -> bool:
         """Whether tiles are done in other processes than this one, as far as can be told now."""
-        return self.engine != "local" or self.own_process or self.workers != 1
+        return self.engine != "local" or self.template is not None or self.workers != 1
+
+
+def template() -> Template:
+    """What workers of a later run will be forked of: to be called before this process has threads."""
+    return early_template(MODULES)
 
 
 def drive(job: Job, turns: Turns, place: Place, *, report: Report | None) -> None:
@@ -105,11 +114,17 @@ def drive(job: Job, turns: Turns, place: Place, *, report: Report | None) -> Non
 
 def _results(job: Job, turns: Turns, place: Place) -> Generator[Outcome, None, None]:
     """What the engine that was asked for yields."""
-    begin, stages, modules = partial(cast(Any, start), job), turns.stages(), [start.__module__]
+    begin, stages, modules = partial(cast(Any, start), job), turns.stages(), MODULES
     here = place.workers or default_workers(max(run.plan.memory for run in turns.open.values()), job.device)
     if place.engine == "local":
         yield from local.run(
-            begin, stages, workers=here, own_process=place.own_process, modules=modules, fatal=_is_fatal
+            begin,
+            stages,
+            workers=here,
+            own_process=place.template is not None,
+            modules=modules,
+            template=place.template,
+            fatal=_is_fatal,
         )
         return
     if place.engine == "dask":

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 
-import pytest
+from pipeline.engines.units import THREADS
 
 HELD_UP = """
 import atexit, threading, time
@@ -29,22 +29,43 @@ SHOWN = """
 import sys
 from pipeline import commands
 from pipeline.running import Progress
-with commands.progress(sys.argv[1]) as report:
-    report(Progress(4, 1, 1, 10, 0, 1.0))
+for name in sys.argv[1:]:
+    with commands.progress(name) as report:
+        report(Progress(4, 1, 1, 10, 0, 1.0))
 """
 
 
-@pytest.mark.parametrize("name", ["b{x}.zarr", "b{}.zarr", "c[red].zarr", "c[/red].zarr", "b\\[.zarr"])
-def test_a_terminal_shows_any_name_as_it_is(name: str) -> None:
+def test_a_terminal_shows_any_name_as_it_is() -> None:
+    names = ["b{x}.zarr", "b{}.zarr", "c[red].zarr", "c[/red].zarr", "b\\[.zarr"]
     terminal, inner = pty.openpty()
     try:
         variables = os.environ | {"TERM": "xterm", "COLUMNS": "200"}
-        subprocess.run([sys.executable, "-c", SHOWN, name], stdout=inner, stderr=inner, env=variables, timeout=60)
+        subprocess.run([sys.executable, "-c", SHOWN, *names], stdout=inner, stderr=inner, env=variables, timeout=60)
         said = os.read(terminal, 1 << 16).decode()
     finally:
         os.close(terminal)
         os.close(inner)
-    assert name in said and "1 of 4 tiles" in said and "Traceback" not in said
+    assert [name for name in names if f"{name} " not in said] == [] and "Traceback" not in said
+    assert said.count("1 of 4 tiles") >= len(names)
+
+
+ALONE = """
+import os
+from pipeline import commands
+def main():
+    from pipeline import api
+    template = api.template()
+    print(len(os.listdir("/proc/self/task")), type(template.process).__name__)
+    return 0
+commands.run(main)
+"""
+
+
+def test_what_a_command_imports_has_one_thread_so_that_workers_are_forks_of_it() -> None:
+    """They begin at once, where a program would import everything anew."""
+    variables = {name: value for name, value in os.environ.items() if name not in THREADS}
+    done = subprocess.run([sys.executable, "-c", ALONE], env=variables, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("1 Fork\n", "")
 
 
 def test_a_command_that_is_held_up_in_ending_says_where_and_ends() -> None:

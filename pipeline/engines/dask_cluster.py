@@ -54,7 +54,7 @@ class OwnCluster(Cluster):
 
     def __init__(self, client: Client, size: int, modules: Sequence[str]) -> None:
         super().__init__(client, size)
-        self.template = template.Template(partial(host, client.scheduler.address), [__name__, *modules])
+        self.forks = template.Forks(partial(host, client.scheduler.address), [__name__, *modules])
         self.number, self.deaths_at_start = 0, 0
         self.starting: list[template.Worker] = []
         self.hosts: dict[str, template.Worker] = {}
@@ -89,7 +89,7 @@ class OwnCluster(Cluster):
 
     def hire(self, wanted: int) -> bool:
         for _ in range(min(wanted, self.size) - len(self.hosts) - len(self.starting)):
-            self.starting.append(self.template.worker(self.number))
+            self.starting.append(self.forks.worker(self.number))
             self.number += 1
         return bool(self.starting)
 
@@ -100,7 +100,7 @@ class OwnCluster(Cluster):
         return self.causes.pop(address, "the scheduler lost it")
 
     def close(self, orderly: bool) -> None:
-        self.template.close([*self.hosts.values(), *self.starting], orderly)
+        self.forks.close([*self.hosts.values(), *self.starting], orderly)
 
 
 def host(scheduler: str) -> Callable[[Unit], str]:

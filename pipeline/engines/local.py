@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any
 
-from pipeline.engines.template import Template, Worker
+from pipeline.engines.template import Forks, Template, Worker
 from pipeline.engines.units import Outcome, Unit, Units, Work, describe
 
 POLL = 0.5
@@ -31,6 +31,7 @@ def run(
     retries: int = 2,
     own_process: bool,
     modules: Sequence[str] = (),
+    template: Template | None = None,
     fatal: Callable[[BaseException], bool] = lambda error: False,
 ) -> Iterator[Outcome]:
     """Yields every unit of every stage once, with what `work` returned for it or the Failure that it met.
@@ -38,7 +39,8 @@ def run(
     `start` is called once in each worker and returns `work`. A stage begins when all units of the previous one were
     yielded; its units are asked for at most two a worker ahead. A unit whose worker died, or that raised anything but
     ValueError, is tried again up to `retries` times. Without `own_process`, one worker is the calling process.
-    `modules` are what every worker imports: that is done once for all; importing them must start no thread.
+    `modules` are what every worker imports: that is done once for all; importing them must start no thread. `template`
+    has done so already; it ends with the run.
 
     Closing the iterator (or an exception, or Ctrl-C) ends the workers at once; they also end with this process.
 
@@ -49,14 +51,14 @@ def run(
     if workers == 1 and not own_process:
         yield from run_here(start, stages, units)
         return
-    pool = Pool(start, workers, units, modules)
+    pool = Pool(Forks(start, modules, template), workers, units)
     orderly = False
     try:
         for stage in stages:
             yield from pool.run(iter(stage))
         orderly = True
     finally:
-        pool.template.close(pool.workers, orderly)
+        pool.forks.close(pool.workers, orderly)
 
 
 def run_here(start: Callable[[], Work], stages: Iterable[Iterable[Unit]], units: Units) -> Iterator[Outcome]:
@@ -79,9 +81,8 @@ def run_here(start: Callable[[], Work], stages: Iterable[Iterable[Unit]], units:
 class Pool:
     """Worker processes, started when there is work for them and replaced when they die."""
 
-    def __init__(self, start: Callable[[], Work], workers: int, units: Units, modules: Sequence[str]) -> None:
-        self.template = Template(start, modules)
-        self.size, self.units = workers, units
+    def __init__(self, forks: Forks, workers: int, units: Units) -> None:
+        self.forks, self.size, self.units = forks, workers, units
         self.workers: list[Worker] = []
 
     def run(self, source: Iterator[Unit]) -> Iterator[Outcome]:
@@ -107,7 +108,7 @@ class Pool:
         free = sum(worker.unit is None for worker in self.workers)
         for _ in range(min(self.size - len(self.workers), len(self.units.waiting) - free)):
             number = min(set(range(self.size)) - {worker.number for worker in self.workers})
-            self.workers.append(self.template.worker(number))
+            self.workers.append(self.forks.worker(number))
 
     def hand_out(self) -> None:
         for worker in self.workers:

@@ -1,7 +1,8 @@
 """Worker processes of this machine, as their caller sees them: forks of one template, to which only units travel.
 
 A library as large as PyTorch takes seconds to import and a hundred megabytes; forks of a process that has it start in
-milliseconds and share that memory. The caller itself may have threads, which a fork would lose: so it is not forked.
+milliseconds and share that memory. The caller itself cannot be forked when workers are needed: it may have threads by
+then, which a fork would lose. The template is a fork of it from before, or a program that imports everything anew.
 """
 
 from __future__ import annotations
@@ -16,15 +17,19 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
+from pipeline.engines import worker_process
 from pipeline.engines.units import THREADS, Unit, Work
 
-PROGRAM = Path(__file__).with_name("worker_process.py")
+PROGRAM = Path(worker_process.__file__)
+TASKS = Path("/proc/self/task")
+"""Holds an entry for each thread of this process, those of libraries too, where the system tells."""
 LEAVE = 10.0
 """Seconds that a worker without work may take to end."""
 TERMINATE = 1.0
@@ -36,11 +41,11 @@ LOOK = 0.01
 class Worker:
     """One worker process."""
 
-    def __init__(self, number: int, process: Process) -> None:
+    def __init__(self, number: int, template: Template) -> None:
         here, there = socket.socketpair()
         with here, there:
-            self.process = process
-            self.pid = process.fork(number, there.fileno())
+            self.template = template
+            self.pid = template.fork(number, there.fileno())
             self.connection = Connection(here.detach())
         self.number = number
         self.ready = False
@@ -71,17 +76,17 @@ class Worker:
         """Whether it has ended; without its template it ends by itself, and as that one did."""
         if self.code is None and self.pid is not None:
             with suppress(OSError, EOFError):
-                self.code = self.process.ask(order, self.pid)
+                self.code = self.template.ask(order, self.pid)
                 return self.code is not None
         if self.code is None:
-            self.code = self.process.kill()
+            self.code = self.template.kill()
         return True
 
     def terminate(self) -> None:
         """Asks it to end."""
         with suppress(OSError, EOFError):
             if not self.ended():
-                self.process.ask("signal", self.pid, signal.SIGTERM)
+                self.template.ask("signal", self.pid, signal.SIGTERM)
 
     def end(self, deadline: float) -> None:
         """Waits until it has ended, but not beyond then (of `time.monotonic`): then it is killed."""
@@ -99,28 +104,57 @@ class Worker:
         return signal.Signals(-self.code).name + (", perhaps out of memory" if self.code == -signal.SIGKILL else "")
 
 
-class Process:
-    """The process that workers are forked of. They end within a second of its end, and it ends with the caller."""
+class Fork(ForkProcess):
+    """A fork of this process; it is ended, and waited for, as a program is."""
 
-    def __init__(self, modules: Sequence[str], lifeline: int) -> None:
+    def wait(self) -> int:
+        self.join()
+        assert self.exitcode is not None
+        return self.exitcode
+
+
+class Template:
+    """The process that workers are forked of. They end within a second of its end, and it ends with the caller.
+
+    It has imported `modules`, which must start no thread. With `forked` it is a fork of the caller as it is now.
+    """
+
+    def __init__(self, modules: Sequence[str] = (), *, forked: bool = False) -> None:
+        self.modules = modules
+        lifeline, self.hold = os.pipe()
         here, there = socket.socketpair()
+        # Blocked until it is ignored there: Ctrl-C during its start would print a traceback.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         with here, there:
-            environment = os.environ | dict.fromkeys(THREADS, "1")
-            command = [sys.executable, "-P", str(PROGRAM), str(os.getpid()), str(there.fileno()), str(lifeline)]
-            # Blocked until the program ignores it: Ctrl-C during its start would print a traceback.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
-                self.process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, env=environment, pass_fds=(there.fileno(), lifeline)
-                )
+                self.process = (self._fork if forked else self._program)(here.fileno(), there.fileno(), lifeline)
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                os.close(lifeline)
             self.connection = Connection(here.detach())
         self.answers = True
         """Whether it has answered all that it was asked: it lives, and nothing interrupted the caller."""
         path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
         with suppress(ConnectionError):
             self.connection.send((path, ["cloudpickle", *modules]))
+
+    def _program(self, here: int, there: int, lifeline: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", str(PROGRAM), *map(str, (os.getpid(), there, lifeline))]
+        environment = os.environ | dict.fromkeys(THREADS, "1")
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=(there, lifeline))
+
+    def _fork(self, here: int, there: int, lifeline: int) -> Fork:
+        caller, ours = os.getpid(), (here, self.hold)
+
+        def be_template() -> None:
+            for handle in ours:
+                os.close(handle)
+            os.environ.update(dict.fromkeys(THREADS, "1"))
+            worker_process.main(caller, there, lifeline)
+
+        process = Fork(target=be_template, daemon=True)
+        process.start()
+        return process
 
     def ask(self, *order: Any, handle: int | None = None) -> Any:
         """What it answers.
@@ -155,23 +189,27 @@ class Process:
         if not self.answers:
             self.process.kill()
         self.process.wait()
+        os.close(self.hold)
 
 
-class Template:
-    """What the workers of a run have in common: the modules that are imported once for all, and `start`."""
+def early_template(modules: Sequence[str]) -> Template:
+    """One for later: a fork of the caller, unless that has threads already."""
+    return Template(modules, forked=TASKS.exists() and len(os.listdir(TASKS)) == 1)
 
-    def __init__(self, start: Callable[[], Work], modules: Sequence[str]) -> None:
-        self.start, self.modules = cloudpickle.dumps(start), modules
-        self.process: Process | None = None
-        self.lifeline, self.hold = os.pipe()
+
+class Forks:
+    """The workers of a run: forks of one template, which call `start`."""
+
+    def __init__(self, start: Callable[[], Work], modules: Sequence[str], template: Template | None = None) -> None:
+        self.start, self.modules, self.template = cloudpickle.dumps(start), modules, template
 
     def worker(self, number: int) -> Worker:
         """A new worker, which has begun to call `start`."""
-        if self.process is not None and not self.process.answers:
-            self.process.close()
-            self.process = None
-        self.process = self.process or Process(self.modules, self.lifeline)
-        worker = Worker(number, self.process)
+        if self.template is not None and not self.template.answers:
+            self.template.close()
+            self.template = None
+        self.template = self.template or Template(self.modules)
+        worker = Worker(number, self.template)
         worker.send(self.start)
         return worker
 
@@ -182,7 +220,5 @@ class Template:
         deadline = time.monotonic() + (LEAVE if orderly else TERMINATE)
         for worker in workers:
             worker.end(deadline)
-        if self.process is not None:
-            self.process.close()
-        os.close(self.hold)
-        os.close(self.lifeline)
+        if self.template is not None:
+            self.template.close()

@@ -4,8 +4,8 @@
        ^                        | fork
        +---- units, results --- worker: one function, called with one unit after another
 
-It is started by its file name, never imported by the process that it serves. What it needs (sys.path, the function)
-comes over a socket, so the caller's main module is not run again and needs no guard.
+It is started by its file name, or in a fork of the caller from before that had threads. What it needs (sys.path, the
+function) comes over a socket, so the caller's main module is not run again and needs no guard.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ def main(parent: int, socket: int, lifeline: int) -> None:
     gc.set_threshold(100_000)  # as `pipeline.commands.run` does: it is up, and ended, a quarter sooner
     atexit.register(gc.freeze)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as a caller may do, it would leave no word of the dead
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     template, caller = os.getpid(), Connection(socket)

@@ -251,6 +251,46 @@ def test_what_workers_are_forked_of_has_one_thread() -> None:
     assert found.stdout.count("'") == 2, found
 
 
+EARLY = """
+import os, sys, threading
+from pipeline.engines.local import run
+from pipeline.engines.template import early_template
+if sys.argv[1] == "threads":
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+os.of_the_caller = True
+template = early_template(["decimal"])
+hold = f"/proc/self/fd/{template.hold}"
+sys.argv[1] == "unused" and sys.exit(print(template.process.pid))
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+def work(unit):
+    holds = os.path.exists(hold) and os.readlink(hold).startswith("pipe")
+    return hasattr(os, "of_the_caller"), "decimal" in sys.modules, os.environ["OMP_NUM_THREADS"], holds
+print({result for _, result in run(lambda: work, [range(4)], workers=2, own_process=True, template=template)})
+os.kill(template.process.pid, 0)
+"""
+
+
+def early(how: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", EARLY, how]
+    return subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=60)
+
+
+def test_an_early_template_is_a_fork_of_a_caller_without_threads() -> None:
+    """Whose later threads do not matter; the run ends it, and the fork has none of the caller's end of its lifeline."""
+    done = early("alone")
+    assert done.stdout == "{(True, True, '1', False)}\n"
+    assert done.stderr.endswith("ProcessLookupError: [Errno 3] No such process\n")
+
+
+def test_a_caller_with_threads_is_not_forked() -> None:
+    assert early("threads").stdout == "{(False, True, '1', False)}\n"
+
+
+def test_a_template_that_no_run_took_ends_with_its_process() -> None:
+    done = early("unused")
+    assert done.returncode == 0 and done.stderr == "" and wait_for(lambda: not alive(int(done.stdout)), 1.0)
+
+
 def test_workers_whose_template_is_killed_are_replaced(tmp_path: Path) -> None:
     def work(unit: Unit) -> Unit:
         log(tmp_path, unit)
@@ -405,22 +445,28 @@ BUSY = """
 import os, signal, sys, time
 from pathlib import Path
 from pipeline.engines.local import run
-folder = Path(sys.argv[1])
+from pipeline.engines.template import early_template
+folder, template = Path(sys.argv[1]), None
+if sys.argv[2] == "early":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    template = early_template([])
 def start():
     def work(unit):
         (folder / f"{os.getpid()}.busy").touch()
         while True: sum(range(1000))
     return work
-for _ in run(start, [range(4)], workers=2, own_process=True, fatal=lambda error: False): pass
+for _ in run(start, [range(4)], workers=2, own_process=True, template=template): pass
 """
+
+TEMPLATES = pytest.mark.parametrize("template", ["early", "late"])
 
 
 class Busy:
-    """A script whose two workers compute for ever."""
+    """A script whose two workers compute for ever, forks of a fork of it, or of a program that it starts for them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, template: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", BUSY, str(folder)],
+            [sys.executable, "-c", BUSY, str(folder), template],
             env=environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -432,9 +478,10 @@ class Busy:
         assert all(map(alive, self.children))
 
 
+@TEMPLATES
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
-def test_workers_end_within_a_second_of_their_parent(how: signal.Signals, tmp_path: Path) -> None:
-    busy = Busy(tmp_path)
+def test_workers_end_within_a_second_of_their_parent(how: signal.Signals, template: str, tmp_path: Path) -> None:
+    busy = Busy(tmp_path, template)
     busy.process.send_signal(how)
     busy.process.wait(5)
     assert wait_for(lambda: not any(map(alive, busy.children)), 1.0)
@@ -467,9 +514,10 @@ def test_workers_end_with_their_parent_though_a_fork_of_it_lives_on(tmp_path: Pa
         os.close(writer)
 
 
-def test_ctrl_c_ends_all_and_only_the_parent_speaks(tmp_path: Path) -> None:
+@TEMPLATES
+def test_ctrl_c_ends_all_and_only_the_parent_speaks(template: str, tmp_path: Path) -> None:
     """A terminal sends SIGINT to the whole group."""
-    busy = Busy(tmp_path)
+    busy = Busy(tmp_path, template)
     before = time.monotonic()
     os.killpg(busy.process.pid, signal.SIGINT)
     _, err = busy.process.communicate(timeout=5)
