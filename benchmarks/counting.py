@@ -45,17 +45,17 @@ class Operations(Count):
 
 
 def elements(stream: Stream, step: Step, made: Interval) -> int:
-    return stream.program.flows[step.output].row_items * stream.columns[step.output] * made.size
+    return stream.program.flows[step.output].items * stream.columns[step.output] * made.size
 
 
-def operations_of(stream: Stream, step: Step, made: Interval, given: Interval) -> int:
+def operations_of(stream: Stream, step: Step, made: Interval, given: tuple[Interval, ...]) -> int:
     """Operations of one step that makes these rows of those, without what is done to its result in place."""
     if isinstance(step, Convolution):
         return products(step) * stream.columns[step.output] * made.size
     if isinstance(step, TransposedConvolution):
-        return products(step) * stream.columns[step.inputs[0]] * given.size
+        return products(step) * stream.columns[step.inputs[0]] * given[0].size
     if isinstance(step, Resize):
-        return elements(stream, step, Interval(0, math.ceil(given.size * step.relation.rate)))
+        return elements(stream, step, Interval(0, math.ceil(given[0].size * step.relation.rate)))
     return elements(stream, step, made)
 
 
@@ -96,7 +96,7 @@ def rows(analysis: Analysis, side: int) -> Iterator[str]:
     size = analysis.field.extended(side, side)
     once = operations(program, *size, size[0])
     core = choose_core(size, analysis.field, analysis.needs(image, analysis.options, 1), MEMORY)
-    executed = cache(lambda *read: operations(program, *read, analysis.band(read[1])))
+    executed = cache(lambda rows, columns: operations(program, rows, columns, analysis.band(columns)))
     for words, grid in (
         ("all columns at once", Grid.build(size, size, analysis.field)),
         (f"tiles of {core[0]} x {core[1]}", Grid.build(size, core, analysis.field)),

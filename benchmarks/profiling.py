@@ -24,10 +24,11 @@ from torch import Tensor
 from benchmarks.counting import operations_of
 from benchmarks.subjects import CHANNELS, analysed, network
 from benchmarks.ways import WARM, blank
+from pipeline.network.pooling import MaxPool
 from pipeline.network.program import Program
 from pipeline.network.steps import Span, Step
 from pipeline.network.streaming import Progress, Stream
-from pipeline.network.windows import Convolution, MaxPool, TransposedConvolution
+from pipeline.network.windows import Convolution, TransposedConvolution
 from pipeline.tiling.geometry import Interval
 
 REPEATED = 0.1
@@ -79,7 +80,7 @@ class Timed(Stream):
                 result = type(step).run(step, tensors, span)
             share = self.shares[step.output]
             share.seconds += time.perf_counter() - began
-            share.operations += operations_of(self, step, span.made, span.given)
+            share.operations += operations_of(self, step, span.made, span.givens)
             share.spans[span] += 1
             return result
 
@@ -105,9 +106,11 @@ class Timed(Stream):
         for width in {min(w, columns[step.output]) for w in WIDTHS}:
             given = max(1, width * columns[source] // columns[step.output])
             self.columns |= {step.output: width, source: given}
-            band = torch.rand(1, self.program.flows[source].row_items, span.given.size, given)
+            band = torch.rand(1, self.program.flows[source].items, span.given.size, given)
             band = band.contiguous(memory_format=torch.channels_last)
-            rates.append(operations_of(self, step, span.made, span.given) / repeated(step, band, span))
+            rates.append(
+                operations_of(self, step, span.made, span.givens) / repeated(step, band, replace(span, columns=width))
+            )
             self.columns = dict(columns)
         return max(rates)
 

@@ -81,7 +81,7 @@ def block(block_info: Any = None) -> np.ndarray:
 
 def main(way: str, rows: int, width: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    kind = {"stream": Streamed, "predict": Predicted}[way]
+    kind: Any = {"stream": Streamed, "predict": Predicted}[way]
     kind(UNet(2, 4, channels=CHANNELS).eval())(256, 256, folder)  # loads what is imported late
     loaded = status("VmRSS")
     run, began = kind(network("unet")[0]), time.perf_counter()

@@ -81,7 +81,7 @@ def measure(module: nn.Module, field: ReceptiveField, side: int, times: float, s
     labels = random.integers(0, 2, field.output_shape(side, side))
 
     def trained(kind: str, stack: int) -> Callable[[int], int]:
-        sampler = Sampler([cut((side, side), field, kind, None)], stack)  # type: ignore[arg-type]
+        sampler = Sampler([cut((side, side), field, kind, None)], stack)
 
         def step(number: int) -> int:
             module.zero_grad()
