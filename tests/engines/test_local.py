@@ -252,11 +252,13 @@ def test_what_workers_are_forked_of_has_one_thread() -> None:
 
 
 EARLY = """
-import os, sys, threading
+import os, signal, sys, threading
 from pipeline.engines.local import run
 from pipeline.engines.template import early_template
 if sys.argv[1] == "threads":
     threading.Thread(target=threading.Event().wait, daemon=True).start()
+if sys.argv[1] == "ignored":
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 os.of_the_caller = True
 template = early_template(["decimal"])
 hold = f"/proc/self/fd/{template.hold}"
@@ -275,9 +277,11 @@ def early(how: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=60)
 
 
-def test_an_early_template_is_a_fork_of_a_caller_without_threads() -> None:
-    """Whose later threads do not matter; the run ends it, and the fork has none of the caller's end of its lifeline."""
-    done = early("alone")
+@pytest.mark.parametrize("how", ["alone", "ignored"])
+def test_an_early_template_is_a_fork_of_a_caller_without_threads(how: str) -> None:
+    """Whose later threads do not matter, nor that it ignores its children; the run ends it, and the fork has none of
+    the caller's end of its lifeline."""
+    done = early(how)
     assert done.stdout == "{(True, True, '1', False)}\n"
     assert done.stderr.endswith("ProcessLookupError: [Errno 3] No such process\n")
 
