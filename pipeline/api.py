@@ -318,6 +318,8 @@ def _work(
     finally:
         torch.set_num_threads(threads)
         turns.close()
+        if template is not None:
+            template.close()
     return turns
 
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkProcess
 from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from pipeline.engines.units import THREADS, Unit, Work
 PROGRAM = Path(worker_process.__file__)
 TASKS = Path("/proc/self/task")
 """Holds an entry for each thread of this process, those of libraries too, where the system tells."""
+BLOCKED = {signal.SIGINT, signal.SIGTERM}
 LEAVE = 10.0
 """Seconds that a worker without work may take to end."""
 TERMINATE = 1.0
@@ -104,63 +104,102 @@ class Worker:
         return signal.Signals(-self.code).name + (", perhaps out of memory" if self.code == -signal.SIGKILL else "")
 
 
-class Fork(ForkProcess):
-    """A fork of this process; it is ended, and waited for, as a program is."""
+def flush() -> None:
+    """Writes what was printed."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+class Fork:
+    """A fork of this process that runs a function and ends; it is ended, and waited for, as a program is."""
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        flush()  # or what is not written yet would be written twice
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            self.returncode = 1
+            try:
+                run()
+                self.returncode = 0
+            except SystemExit:
+                pass
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            finally:  # nothing of the caller's stack is gone through
+                flush()
+                os._exit(self.returncode)
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
-        self.join()
-        return self.exitcode or 0  # nothing is known of it where the caller ignores SIGCHLD, as with a program
+        if self.returncode is None:
+            try:
+                self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+            except ChildProcessError:  # nothing is known of it where the caller ignores SIGCHLD, as with a program
+                self.returncode = 0
+        return self.returncode
 
 
 class Template:
     """The process that workers are forked of. They end within a second of its end, and it ends with the caller.
 
-    It has imported `modules`, which must start no thread. With `forked` it is a fork of the caller as it is now.
+    It has imported `modules`, which must start no thread. It begins with the first worker, unless it was begun before.
     """
 
-    def __init__(self, modules: Sequence[str] = (), *, forked: bool = False) -> None:
+    def __init__(self, modules: Sequence[str] = ()) -> None:
         self.modules = modules
-        lifeline, self.hold = os.pipe()
-        here, there = socket.socketpair()
-        # Blocked until it is ignored there: Ctrl-C during its start would print a traceback.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        with here, there:
-            try:
-                self.process = (self._fork if forked else self._program)(here.fileno(), there.fileno(), lifeline)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-                os.close(lifeline)
-            self.connection = Connection(here.detach())
+        self.process: subprocess.Popen[bytes] | Fork | None = None
+        self.hold: int | None = None
+        """The end of the lifeline that is the caller's, while it is open."""
         self.answers = True
         """Whether it has answered all that it was asked: it lives, and nothing interrupted the caller."""
+
+    def begin(self, *, forked: bool = False) -> None:
+        """Starts it: as a program that imports everything anew, or as a fork of the caller as it is now."""
+        lifeline, self.hold = os.pipe()
+        here, there = socket.socketpair()
+        self.connection = Connection(here.detach())
+        # Blocked until they are seen to there: Ctrl-C would print a traceback, and a fork has the caller's handlers.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
+        try:
+            self.process = (self._fork if forked else self._program)(there.fileno(), lifeline)
+        finally:
+            there.close()
+            os.close(lifeline)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
         with suppress(ConnectionError):
-            self.connection.send((path, ["cloudpickle", *modules]))
+            self.connection.send((path, ["cloudpickle", *self.modules]))
 
-    def _program(self, here: int, there: int, lifeline: int) -> subprocess.Popen[bytes]:
+    def _program(self, there: int, lifeline: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", str(PROGRAM), *map(str, (os.getpid(), there, lifeline))]
         environment = os.environ | dict.fromkeys(THREADS, "1")
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=(there, lifeline))
 
-    def _fork(self, here: int, there: int, lifeline: int) -> Fork:
-        caller, ours = os.getpid(), (here, self.hold)
+    def _fork(self, there: int, lifeline: int) -> Fork:
+        caller = os.getpid()
 
         def be_template() -> None:
-            for handle in ours:
-                os.close(handle)
+            assert self.hold is not None
+            os.close(self.hold)
+            self.connection.close()
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.environ.update(dict.fromkeys(THREADS, "1"))
             worker_process.main(caller, there, lifeline)
 
-        process = Fork(target=be_template, daemon=True)
-        process.start()
-        return process
+        return Fork(be_template)
 
     def ask(self, *order: Any, handle: int | None = None) -> Any:
         """What it answers.
 
         Raises OSError or EOFError where it is dead; after that, or Ctrl-C meanwhile, it is asked nothing more.
         """
-        if not self.answers:
+        if self.process is None or not self.answers:
             raise EOFError
         self.answers = False
         self.connection.send(order)
@@ -179,35 +218,42 @@ class Template:
 
     def kill(self) -> int:
         """Ends it where it still runs; how it ended."""
+        assert self.process is not None
         self.process.kill()
         return self.process.wait()
 
     def close(self) -> None:
-        """Ends it."""
-        self.connection.close()
-        if not self.answers:
-            self.process.kill()
-        self.process.wait()
-        os.close(self.hold)
+        """Ends it, whose workers have ended; for good."""
+        self.answers = False
+        if self.hold is not None:
+            hold, self.hold = self.hold, None
+            self.connection.close()
+            if self.process is not None:
+                self.kill()
+            os.close(hold)
 
 
 def early_template(modules: Sequence[str]) -> Template:
-    """One for later: a fork of the caller, unless that has threads already."""
-    return Template(modules, forked=TASKS.exists() and len(os.listdir(TASKS)) == 1)
+    """One for later: begun now as a fork of the caller, unless that has threads already."""
+    template = Template(modules)
+    if TASKS.exists() and len(os.listdir(TASKS)) == 1:
+        template.begin(forked=True)
+    return template
 
 
 class Forks:
     """The workers of a run: forks of one template, which call `start`."""
 
     def __init__(self, start: Callable[[], Work], modules: Sequence[str], template: Template | None = None) -> None:
-        self.start, self.modules, self.template = cloudpickle.dumps(start), modules, template
+        self.start, self.template = cloudpickle.dumps(start), template or Template(modules)
 
     def worker(self, number: int) -> Worker:
         """A new worker, which has begun to call `start`."""
-        if self.template is not None and not self.template.answers:
-            self.template.close()
-            self.template = None
-        self.template = self.template or Template(self.modules)
+        if not self.template.answers:
+            dead, self.template = self.template, Template(self.template.modules)
+            dead.close()
+        if self.template.process is None:
+            self.template.begin()
         worker = Worker(number, self.template)
         worker.send(self.start)
         return worker
@@ -219,5 +265,4 @@ class Forks:
         deadline = time.monotonic() + (LEAVE if orderly else TERMINATE)
         for worker in workers:
             worker.end(deadline)
-        if self.template is not None:
-            self.template.close()
+        self.template.close()

@@ -131,7 +131,7 @@ def main(parent: int, socket: int, lifeline: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as a caller may do, it would leave no word of the dead
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     template, caller = os.getpid(), Connection(socket)
     try:
         sys.path[:], modules = caller.recv()

@@ -262,32 +262,36 @@ if sys.argv[1] == "ignored":
 os.of_the_caller = True
 template = early_template(["decimal"])
 hold = f"/proc/self/fd/{template.hold}"
+if sys.argv[1] == "two":
+    other = early_template([])
 sys.argv[1] == "unused" and sys.exit(print(template.process.pid))
+pid = template.process and template.process.pid
 threading.Thread(target=threading.Event().wait, daemon=True).start()
 def work(unit):
     holds = os.path.exists(hold) and os.readlink(hold).startswith("pipe")
-    return hasattr(os, "of_the_caller"), "decimal" in sys.modules, os.environ["OMP_NUM_THREADS"], holds
+    said = os.environ["OMP_NUM_THREADS"], os.readlink("/proc/self/fd/0")
+    return hasattr(os, "of_the_caller"), "decimal" in sys.modules, holds, *said
 print({result for _, result in run(lambda: work, [range(4)], workers=2, own_process=True, template=template)})
-os.kill(template.process.pid, 0)
+os.kill(pid or template.process.pid, 0)
 """
 
 
 def early(how: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-c", EARLY, how]
-    return subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=60)
+    return subprocess.run(words, input="", capture_output=True, text=True, env=environment(), timeout=60)
 
 
-@pytest.mark.parametrize("how", ["alone", "ignored"])
+@pytest.mark.parametrize("how", ["alone", "ignored", "two"])
 def test_an_early_template_is_a_fork_of_a_caller_without_threads(how: str) -> None:
-    """Whose later threads do not matter, nor that it ignores its children; the run ends it, and the fork has none of
-    the caller's end of its lifeline."""
+    """Whose later threads do not matter, nor that it ignores its children or has another one; the run ends it, and the
+    fork has neither the caller's end of its lifeline nor its input."""
     done = early(how)
-    assert done.stdout == "{(True, True, '1', False)}\n"
+    assert done.stdout == "{(True, True, False, '1', '/dev/null')}\n"
     assert done.stderr.endswith("ProcessLookupError: [Errno 3] No such process\n")
 
 
 def test_a_caller_with_threads_is_not_forked() -> None:
-    assert early("threads").stdout == "{(False, True, '1', False)}\n"
+    assert early("threads").stdout == "{(False, True, False, '1', '/dev/null')}\n"
 
 
 def test_a_template_that_no_run_took_ends_with_its_process() -> None:
