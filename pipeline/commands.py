@@ -41,7 +41,8 @@ def run(main: Callable[[], int]) -> NoReturn:
         faulthandler.dump_traceback_later(GRACE, exit=True)  # what is interrupted anywhere may be held up anywhere
         raise SystemExit(143)
 
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's, of which little is asked, comes with threads
+    # NumPy's BLAS, of which little is asked, would come with threads, and what has threads cannot fork workers
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     # importing torch makes half a million objects, none of them garbage: not looked through meanwhile, nor at the end
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)

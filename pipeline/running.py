@@ -117,15 +117,7 @@ def _results(job: Job, turns: Turns, place: Place) -> Generator[Outcome, None, N
     begin, stages, modules = partial(cast(Any, start), job), turns.stages(), MODULES
     here = place.workers or default_workers(max(run.plan.memory for run in turns.open.values()), job.device)
     if place.engine == "local":
-        yield from local.run(
-            begin,
-            stages,
-            workers=here,
-            own_process=place.template is not None,
-            modules=modules,
-            template=place.template,
-            fatal=_is_fatal,
-        )
+        yield from local.run(begin, stages, workers=here, modules=modules, template=place.template, fatal=_is_fatal)
         return
     if place.engine == "dask":
         from pipeline.engines import on_dask

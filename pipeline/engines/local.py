@@ -29,7 +29,7 @@ def run(
     *,
     workers: int,
     retries: int = 2,
-    own_process: bool,
+    own_process: bool = False,
     modules: Sequence[str] = (),
     template: Template | None = None,
     fatal: Callable[[BaseException], bool] = lambda error: False,
@@ -38,9 +38,9 @@ def run(
 
     `start` is called once in each worker and returns `work`. A stage begins when all units of the previous one were
     yielded; its units are asked for at most two a worker ahead. A unit whose worker died, or that raised anything but
-    ValueError, is tried again up to `retries` times. Without `own_process`, one worker is the calling process.
-    `modules` are what every worker imports: that is done once for all; importing them must start no thread. `template`
-    has done so already; it ends with the run.
+    ValueError, is tried again up to `retries` times. Without `own_process` or `template`, one worker is the calling
+    process. `modules` are what every worker imports: that is done once for all; importing them must start no thread.
+    `template` has done so already; it ends with the run.
 
     Closing the iterator (or an exception, or Ctrl-C) ends the workers at once; they also end with this process.
 
@@ -48,7 +48,7 @@ def run(
     """
     assert workers >= 1
     units = Units(retries, fatal)
-    if workers == 1 and not own_process:
+    if workers == 1 and not own_process and template is None:
         yield from run_here(start, stages, units)
         return
     pool = Pool(Forks(start, modules, template), workers, units)

@@ -260,6 +260,7 @@ if sys.argv[1] == "threads":
 if sys.argv[1] == "ignored":
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 os.of_the_caller = True
+print("once")
 template = early_template(["decimal"])
 hold = f"/proc/self/fd/{template.hold}"
 if sys.argv[1] == "two":
@@ -278,25 +279,27 @@ os.kill(pid or template.process.pid, 0)
 
 def early(how: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-c", EARLY, how]
-    return subprocess.run(words, input="", capture_output=True, text=True, env=environment(), timeout=60)
+    variables = environment() | {"PYTHONUNBUFFERED": ""}
+    return subprocess.run(words, input="", capture_output=True, text=True, env=variables, timeout=60)
 
 
 @pytest.mark.parametrize("how", ["alone", "ignored", "two"])
 def test_an_early_template_is_a_fork_of_a_caller_without_threads(how: str) -> None:
     """Whose later threads do not matter, nor that it ignores its children or has another one; the run ends it, and the
-    fork has neither the caller's end of its lifeline nor its input."""
+    fork has neither the caller's end of its lifeline nor its input, and does not print what the caller did."""
     done = early(how)
-    assert done.stdout == "{(True, True, False, '1', '/dev/null')}\n"
+    assert done.stdout == "once\n{(True, True, False, '1', '/dev/null')}\n"
     assert done.stderr.endswith("ProcessLookupError: [Errno 3] No such process\n")
 
 
 def test_a_caller_with_threads_is_not_forked() -> None:
-    assert early("threads").stdout == "{(False, True, False, '1', '/dev/null')}\n"
+    assert early("threads").stdout == "once\n{(False, True, False, '1', '/dev/null')}\n"
 
 
 def test_a_template_that_no_run_took_ends_with_its_process() -> None:
     done = early("unused")
-    assert done.returncode == 0 and done.stderr == "" and wait_for(lambda: not alive(int(done.stdout)), 1.0)
+    once, pid = done.stdout.split()
+    assert (once, done.returncode, done.stderr) == ("once", 0, "") and wait_for(lambda: not alive(pid), 1.0)
 
 
 def test_workers_whose_template_is_killed_are_replaced(tmp_path: Path) -> None:
