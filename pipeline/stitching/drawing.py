@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 RGB = tuple[int, int, int]
 Pixels = NDArray[np.uint8]
@@ -68,12 +69,9 @@ def faded(image: Pixels) -> Pixels:
 
 def overlay(image: Pixels, mask: NDArray[Any], colours: Sequence[RGB], thickness: int = 1) -> Pixels:
     """The image with each class but 0 tinted in its colour, outlined where another class begins."""
-    inside = mask > 0
-    table = np.array(colours, np.float32)[np.minimum(mask[inside], len(colours) - 1).astype(np.intp)]
-    share = np.where(_edges(mask, thickness)[inside], np.float32(1), np.float32(FILL))[:, None]
-    mixed = image.copy()
-    mixed[inside] = np.round(image[inside] * (1 - share) + table * share).astype(np.uint8)
-    return mixed
+    painted = np.take(np.array(colours, np.uint8), mask, axis=0, mode="clip")
+    share = np.where(_edges(mask, thickness), np.uint8(255), np.uint8(round(255 * FILL))) * (mask != 0)
+    return np.array(Image.composite(*map(Image.fromarray, (painted, image, share))))
 
 
 def _edges(mask: NDArray[Any], thickness: int) -> NDArray[np.bool_]:
