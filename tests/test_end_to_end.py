@@ -27,6 +27,7 @@ from pipeline.stitching.ledger import Ledger
 from pipeline.storage.output import open_output
 from pipeline.tiling.geometry import Region
 from pipeline.worker import INTERPRETER
+from tests import warm
 from tests.zoo import integer_weights_
 
 
@@ -91,7 +92,7 @@ def big(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "pipeline.infer", *map(str, words)]
+    line = [warm.python(), "-m", "pipeline.infer", *map(str, words)]
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=200)
 
 
@@ -129,7 +130,7 @@ def test_verify_names_a_shard_whose_bytes_are_not_what_was_written(harm: str, bi
     assert not report.ok and any(name in place for place in report.places)
     assert any("cannot be read" in place for place in report.places)
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.verify", result.path], capture_output=True, text=True, timeout=200
+        [warm.python(), "-m", "pipeline.verify", result.path], capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 1 and name in done.stdout + done.stderr and "Traceback" not in done.stderr
 

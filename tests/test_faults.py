@@ -20,6 +20,7 @@ from torch import nn
 
 import pipeline
 from pipeline.api import TilesFailed
+from tests import warm
 
 Moment = Callable[[Path], object]
 UNITS = 72
@@ -47,7 +48,8 @@ def begin(command: list[str], folder: Path) -> subprocess.Popen[str]:
 
 def finish(command: list[str], folder: Path) -> str:
     """Runs it to its end, which must be a good one; what it says."""
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+    words = [warm.python(), *command[1:]]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import HTTPError
@@ -17,6 +16,7 @@ import tifffile
 import zarr
 
 import pipeline
+from tests import warm
 from tests.ray_head import Head, free_ports, prepared, until
 
 ROOT = Path(__file__).parents[1]
@@ -75,7 +75,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
 )
 def test_what_can_be_mended_is_one_line_and_status_2(words: list[str], says: str) -> None:
     """Also without a cluster: nothing was started yet."""
-    line = [sys.executable, "jobs/infer.py", *words]
+    line = [warm.python(), "jobs/infer.py", *words]
     variables = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(line, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -30,20 +30,21 @@ from pipeline.storage.location import location_of
 from pipeline.storage.output import open_output
 from pipeline.storage.reference import refer
 from pipeline.storage.source import ImageReadError
+from tests import warm
 
 PIXELS = np.random.default_rng(5).integers(0, 255, (500, 700, 3), np.uint8)
 OPTIONS = ["--tile", "256,256", "--kind", "probability"]
 
 
-def command(module: str, *arguments: str) -> subprocess.Popen[str]:
+def command(module: str, *arguments: str, python: str = sys.executable) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", f"pipeline.{module}", *arguments],
+        [python, "-m", f"pipeline.{module}", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
 def run(module: str, *arguments: str) -> tuple[int, str, str]:
-    process = command(module, *arguments)
+    process = command(module, *arguments, python=warm.python())
     out, err = process.communicate(timeout=200)
     return process.returncode, out, err
 

@@ -20,6 +20,8 @@ import pytest
 import tifffile
 from PIL import Image
 
+from tests import warm
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN = {"bash", "python"}
@@ -64,7 +66,7 @@ def environment(folder: Path) -> dict[str, str]:
     programs.mkdir()
     for name, command in {
         "make": f'exec "{shutil.which("make")}" -n -C "{ROOT}" "$@"',
-        "python": f'exec "{sys.executable}" "$@"',
+        "python": f'exec "{warm.python()}" "$@"',
     }.items():
         (programs / name).write_text(f"#!/bin/sh\n{command}\n")
         (programs / name).chmod((programs / name).stat().st_mode | stat.S_IXUSR)

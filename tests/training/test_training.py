@@ -30,6 +30,7 @@ from pipeline.training.statistics import Statistics
 from pipeline.training.task import Schedule
 from pipeline.training_job import TrainJob
 from pipeline.training_task import task_of
+from tests import warm
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +71,7 @@ def job(folder: Path, **given: Any) -> dict[str, Any]:
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *words],
+        [warm.python(), *words],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
