@@ -89,42 +89,42 @@ def test_a_killed_run_goes_on_and_gives_the_bytes_of_a_local_one(bucket: str, im
 
 def test_a_second_run_is_refused_while_the_first_lives(bucket: str, image: str) -> None:
     output = f"{bucket}/held.zarr"
-    result = pipeline.predict(image, output=output, tile=(256, 256), workers=1)
+    result = pipeline.predict(image, "unet-tiny", output=output, tile=(256, 256), workers=1)
     lock = hold(location_of(output))
     try:
         status, _, err = run("infer", image, "-o", output)
         assert status == 2 and "is being written by another run" in err and f"process {os.getpid()}" in err
     finally:
         lock.release()
-    again = pipeline.predict(image, output=output, tile=(256, 256), workers=1)
+    again = pipeline.predict(image, "unet-tiny", output=output, tile=(256, 256), workers=1)
     assert again.resumed == result.plan.units
 
 
 def test_a_lost_shard_is_found_by_listing_and_made_again(bucket: str, image: str) -> None:
     output = f"{bucket}/lost.zarr"
-    result = pipeline.predict(image, output=output, tile=(256, 256), workers=1)
+    result = pipeline.predict(image, "unet-tiny", output=output, tile=(256, 256), workers=1)
     before = shards_in(output)
     obstore.delete(from_url(output), "0/c/1/2")
-    again = pipeline.predict(image, output=output, tile=(256, 256), workers=1)
+    again = pipeline.predict(image, "unet-tiny", output=output, tile=(256, 256), workers=1)
     assert again.resumed == result.plan.units - 1
     assert shards_in(output) == before
 
 
 def test_overwrite_begins_anew_and_takes_only_what_is_ours(bucket: str, image: str) -> None:
     output = f"{bucket}/again.zarr"
-    pipeline.predict(image, output=output, workers=1)
+    pipeline.predict(image, "unet-tiny", output=output, workers=1)
     obstore.put(from_url(output), "notes.txt", b"mine")
     with pytest.raises(ValueError, match="kind mask"):
-        pipeline.predict(image, output=output, workers=1, kind="logits")
-    pipeline.predict(image, output=output, workers=1, kind="logits", overwrite=True)
+        pipeline.predict(image, "unet-tiny", output=output, workers=1, kind="logits")
+    pipeline.predict(image, "unet-tiny", output=output, workers=1, kind="logits", overwrite=True)
     assert open_output(output).attributes["kind"] == "logits"
     assert bytes(obstore.get(from_url(output), "notes.txt").bytes()) == b"mine"
     obstore.put(from_url(bucket), "other/notes.txt", b"mine")
     for overwrite in (False, True):
         with pytest.raises(ValueError, match=r"other exists already and holds notes\.txt"):
-            pipeline.predict(image, output=f"{bucket}/other", workers=1, overwrite=overwrite)
+            pipeline.predict(image, "unet-tiny", output=f"{bucket}/other", workers=1, overwrite=overwrite)
     with pytest.raises(ValueError, match="lies in the output"):
-        pipeline.predict(image, output=f"{bucket}/images", workers=1, overwrite=True)
+        pipeline.predict(image, "unet-tiny", output=f"{bucket}/images", workers=1, overwrite=True)
 
 
 def test_several_images_and_several_outputs(bucket: str, image: str) -> None:
