@@ -6,9 +6,11 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Two pytest processes share the cores; threads within them would only get in each other's way, and workers of Ray,
-# which are nice by default, would wait for the other tests.
-TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 RAY_worker_niceness=0
+# Two pytest processes share the cores; threads within them would only get in each other's way. Workers of Ray are nice by
+# default and would wait for the other tests, and some are started that none of these would use. Two hundred processes
+# import the package, which none of them should compile again.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 RAY_worker_niceness=0 \
+	RAY_prestart_worker_first_driver=0 PYTHONDONTWRITEBYTECODE=
 
 .DELETE_ON_ERROR:
 .PHONY: help venv demo test nightly lint bench bench-engines bench-networks bench-execution clean
