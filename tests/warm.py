@@ -22,11 +22,11 @@ import tempfile
 from pathlib import Path
 
 MODULES = ["pipeline.api", "pipeline.checking", "pipeline.jobfile", "pipeline.config"]
-CLIENT = """#!{python} -IS
+CLIENT = """
 import marshal, os, socket, sys
 server = socket.socket(socket.AF_UNIX)
-server.connect({address!r})
-asked = marshal.dumps((sys.argv[1:], os.getcwd(), dict(os.environ)))
+server.connect(sys.argv[1])
+asked = marshal.dumps((sys.argv[2:], os.getcwd(), dict(os.environ)))
 socket.send_fds(server, [len(asked).to_bytes(4, "little")], [0, 1, 2])
 server.sendall(asked)
 status = int(server.recv(16) or b"1")
@@ -46,8 +46,9 @@ def python() -> str:
     assert server.stdin is not None and server.stdout is not None
     assert server.stdout.readline() == b"ready\n"
     atexit.register(lambda: (server.communicate(), folder.cleanup()))
-    program = Path(folder.name) / "python"
-    program.write_text(CLIENT.format(python=sys.executable, address=f"{folder.name}/socket"))
+    program, client = (Path(folder.name) / name for name in ("python", "client.py"))
+    client.write_text(CLIENT)
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -IS "{client}" "{folder.name}/socket" "$@"\n')
     program.chmod(0o755)
     return str(program)
 
