@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 MODULES = ["pipeline.api", "pipeline.checking", "pipeline.jobfile", "pipeline.config"]
@@ -39,7 +40,7 @@ sys.exit(status)
 @functools.cache
 def python() -> str:
     """The path of the program. Its server ends with this process."""
-    folder = tempfile.TemporaryDirectory(prefix="warm-")
+    folder = tempfile.TemporaryDirectory(prefix="warm-", dir="/tmp")  # the path of a socket must be short
     server = subprocess.Popen(
         [sys.executable, __file__, f"{folder.name}/socket"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -79,7 +80,8 @@ def become(client: socket.socket) -> list[str]:
     if pid := os.fork():
         if client in select.select([os.pidfd_open(pid), client], [], [])[0]:  # which was killed
             os.kill(pid, signal.SIGKILL)
-        client.sendall(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        with suppress(BrokenPipeError):
+            client.sendall(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         os._exit(0)
     client.close()
     for number, stream in enumerate(streams):

@@ -42,8 +42,7 @@ def run(
     process. `modules` are what every worker imports: that is done once for all; importing them must start no thread.
     `template` has done so already; it ends with the run.
 
-    Closing the iterator (or an exception, or Ctrl-C) ends the workers at once; they also end with this process. After
-    an orderly end, what they were forked of waits for a minute for the next run, which then has its workers at once.
+    Closing the iterator (or an exception, or Ctrl-C) ends the workers at once; they also end with this process.
 
     Raises what `start` raised; what a unit raised where `fatal` says so; RuntimeError where workers die at the start.
     """

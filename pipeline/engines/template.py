@@ -2,13 +2,11 @@
 
 A library as large as PyTorch takes seconds to import and a hundred megabytes; forks of a process that has it start in
 milliseconds and share that memory. The caller itself cannot be forked when workers are needed: it may have threads by
-then, which a fork would lose. The template is a fork of it from before, or a program that imports everything anew, and
-that is kept for the next run of the same caller.
+then, which a fork would lose. The template is a fork of it from before, or a program that imports everything anew.
 """
 
 from __future__ import annotations
 
-import atexit
 import os
 import pickle
 import signal
@@ -151,7 +149,6 @@ class Template:
     """The process that workers are forked of. They end within a second of its end, and it ends with the caller.
 
     It has imported `modules`, which must start no thread. It begins with the first worker, unless it was begun before.
-    A minute after its last worker it ends by itself.
     """
 
     def __init__(self, modules: Sequence[str] = ()) -> None:
@@ -175,8 +172,9 @@ class Template:
             there.close()
             os.close(lifeline)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
         with suppress(ConnectionError):
-            self.connection.send((search_path(), ["cloudpickle", *self.modules]))
+            self.connection.send((path, ["cloudpickle", *self.modules]))
 
     def _program(self, there: int, lifeline: int) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-P", str(PROGRAM), *map(str, (os.getpid(), there, lifeline))]
@@ -211,20 +209,10 @@ class Template:
         self.answers = True
         return answer
 
-    def lives(self) -> bool:
-        """Whether workers can be forked of it, now or once it was begun."""
-        with suppress(OSError, EOFError):
-            return self.process is None or bool(self.ask("here"))
-        return False
-
     def fork(self, number: int, handle: int) -> int | None:
-        """The id of a new worker, which talks to the socket `handle`; None where this process is dead.
-
-        It finds the environment, folder and search path that the caller has now.
-        """
+        """The id of a new worker, which talks to the socket `handle`; None where this process is dead."""
         with suppress(OSError, EOFError):
-            environment = os.environ | dict.fromkeys(THREADS, "1")
-            pid: int = self.ask("fork", number, environment, working_directory(), search_path(), handle=handle)
+            pid: int = self.ask("fork", number, handle=handle)
             return pid
         return None
 
@@ -245,29 +233,6 @@ class Template:
             os.close(hold)
 
 
-def search_path() -> list[str]:
-    """Where this process imports from."""
-    return [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]
-
-
-def working_directory() -> str | None:
-    """None where it was removed."""
-    with suppress(FileNotFoundError):
-        return os.getcwd()
-    return None
-
-
-idle: dict[tuple[int, tuple[str, ...]], Template] = {}
-"""What runs have left for the next one, by the process whose they are (a fork of it cannot use them) and modules."""
-
-
-@atexit.register
-def end_idle() -> None:
-    for owner, modules in list(idle):
-        if owner == os.getpid():
-            idle.pop((owner, modules)).close()
-
-
 def early_template(modules: Sequence[str]) -> Template:
     """One for later: begun now as a fork of the caller, unless that has threads already."""
     template = Template(modules)
@@ -280,13 +245,11 @@ class Forks:
     """The workers of a run: forks of one template, which call `start`."""
 
     def __init__(self, start: Callable[[], Work], modules: Sequence[str], template: Template | None = None) -> None:
-        self.start = cloudpickle.dumps(start)
-        self.key = os.getpid(), tuple(modules)
-        self.template = template or idle.pop(self.key, None) or Template(modules)
+        self.start, self.template = cloudpickle.dumps(start), template or Template(modules)
 
     def worker(self, number: int) -> Worker:
         """A new worker, which has begun to call `start`."""
-        if not self.template.lives():
+        if not self.template.answers:
             dead, self.template = self.template, Template(self.template.modules)
             dead.close()
         if self.template.process is None:
@@ -296,19 +259,12 @@ class Forks:
         return worker
 
     def close(self, workers: Sequence[Worker], orderly: bool) -> None:
-        """Ends all: those without work by themselves, the rest by SIGTERM and, a second later, SIGKILL.
-
-        After an orderly run a template that is a program is left for the next one.
-        """
-        for worker in workers:
-            worker.send(b"") if orderly else worker.terminate()
-        deadline = time.monotonic() + (LEAVE if orderly else TERMINATE)
-        for worker in workers:
-            worker.end(deadline)
-        if not (orderly and self._leave()):
+        """Ends all: those without work by themselves, the rest by SIGTERM and, a second later, SIGKILL."""
+        try:
+            for worker in workers:
+                worker.send(b"") if orderly else worker.terminate()
+            deadline = time.monotonic() + (LEAVE if orderly else TERMINATE)
+            for worker in workers:
+                worker.end(deadline)
+        finally:  # workers that Ctrl-C left meanwhile end with it
             self.template.close()
-
-    def _leave(self) -> bool:
-        """Leaves the template for the next run, where it is a program and no other run has left one."""
-        program = isinstance(self.template.process, subprocess.Popen)
-        return program and self.template.lives() and idle.setdefault(self.key, self.template) is self.template

@@ -13,14 +13,12 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
-import math
 import os
 import pickle
 import select
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,8 +28,6 @@ from typing import Any
 
 PARENT_CHECK = 0.3
 """Seconds between two looks at whether the parent still lives, where its end of the lifeline does not tell."""
-IDLE = 60.0
-"""Seconds that a template waits for its caller's next run."""
 
 
 def die_with(parent: int, lifeline: int) -> None:
@@ -101,46 +97,31 @@ def bury(pid: int) -> int | None:
     return ended(pid, 0)
 
 
-ORDERS: dict[str, Callable[..., Any]] = {"here": lambda: True, "ended": ended, "signal": os.kill, "bury": bury}
+ORDERS: dict[str, Callable[..., Any]] = {"ended": ended, "signal": os.kill, "bury": bury}
 """What the caller asks of the template beside forks; a worker's id is its own until the caller knows that it ended."""
 
 
-def fork_workers(caller: Connection, parent: int, lifeline: int) -> tuple[int, list[Any]]:
-    """Obeys the caller while it lives, and never returns here, but in each worker: its socket, and what it is told."""
+def fork_workers(caller: Connection, parent: int, lifeline: int) -> tuple[int, int]:
+    """Obeys the caller while it lives, and never returns here, but in each worker: its number, and its socket."""
     sources: list[Any] = [caller, lifeline]
-    workers, idle = 0, math.inf
     with suppress(EOFError, ConnectionError):
-        while os.getppid() == parent and time.monotonic() < idle:
+        while os.getppid() == parent:
             ready = select.select(sources, [], [], PARENT_CHECK)[0]
             if lifeline in ready:
                 break
             if not ready:
                 continue
             order, *arguments = caller.recv()
-            if order == "fork":
-                handle = recv_handle(caller)
-                pid = os.fork()
-                if pid == 0:
-                    return handle, arguments
-                os.close(handle)
-                caller.send(pid)
-                workers += 1
-            else:
-                answer = ORDERS[order](*arguments)
-                caller.send(answer)
-                workers -= order in ("ended", "bury") and answer is not None
-            idle = math.inf if workers else time.monotonic() + IDLE
+            if order != "fork":
+                caller.send(ORDERS[order](*arguments))
+                continue
+            handle = recv_handle(caller)
+            pid = os.fork()
+            if pid == 0:
+                return arguments[0], handle
+            os.close(handle)
+            caller.send(pid)
     os._exit(0)
-
-
-def be_like(environment: dict[str, str], folder: str | None, path: list[str]) -> None:
-    """Finds what the caller has, which may have changed since the template began."""
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.path[:] = path
-    if folder is not None:
-        with suppress(OSError):
-            os.chdir(folder)
 
 
 def main(parent: int, socket: int, lifeline: int) -> None:
@@ -158,9 +139,8 @@ def main(parent: int, socket: int, lifeline: int) -> None:
             with suppress(Exception):  # a worker's own start says it to the caller
                 importlib.import_module(module)
         gc.freeze()  # no fork's collection writes to the pages that all share
-        handle, (number, *surroundings) = fork_workers(caller, parent, lifeline)
+        number, handle = fork_workers(caller, parent, lifeline)
         caller.close()
-        be_like(*surroundings)
         os.environ["PIPELINE_WORKER"] = str(number)
         threading.Thread(target=die_with, args=(template, lifeline), daemon=True).start()
         serve(Connection(handle))

@@ -70,7 +70,7 @@ def faded(image: Pixels) -> Pixels:
 def overlay(image: Pixels, mask: NDArray[Any], colours: Sequence[RGB], thickness: int = 1) -> Pixels:
     """The image with each class but 0 tinted in its colour, outlined where another class begins."""
     painted = np.take(np.array(colours, np.uint8), mask, axis=0, mode="clip")
-    share = np.where(_edges(mask, thickness), np.uint8(255), np.uint8(round(255 * FILL))) * (mask != 0)
+    share = np.where(_edges(mask, thickness), np.uint8(255), np.uint8(round(255 * FILL))) * (mask > 0)
     return np.array(Image.composite(*map(Image.fromarray, (painted, image, share))))
 
 

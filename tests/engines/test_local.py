@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import signal
@@ -302,89 +303,6 @@ def test_a_template_that_no_run_took_ends_with_its_process() -> None:
     assert (once, done.returncode, done.stderr) == ("once", 0, "") and wait_for(lambda: not alive(pid), 1.0)
 
 
-def parents(work: Callable[[], Any], closed: bool = False) -> set[tuple[int, Any]]:
-    """The templates of a run's two workers, and what `work` returned in each."""
-    results = run(lambda: lambda unit: (os.getppid(), work()), [range(8)], workers=2, own_process=True)
-    if not closed:
-        return {result for _, result in results}
-    found = {next(results)[1]}
-    results.close()  # type: ignore[attr-defined]
-    return found
-
-
-def test_the_next_run_takes_the_same_template_and_finds_what_the_caller_has_then(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Folder, environment and search path; and nothing is left where a run is closed or the process ends."""
-
-    def surroundings() -> tuple[str, str | None, str]:
-        return os.getcwd(), os.environ.get("SAID"), sys.path[0]
-
-    template.end_idle()
-    ((first, _),) = parents(surroundings)
-    assert alive(first)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SAID", "later")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert parents(surroundings) == {(first, (str(tmp_path), "later", str(tmp_path)))}
-    os.kill(first, signal.SIGKILL)
-    ((second, _),) = parents(surroundings)
-    assert second != first
-    ((third, _),) = parents(surroundings, closed=True)
-    assert third == second and not alive(second)
-    ((last, _),) = parents(surroundings)
-    template.end_idle()
-    assert not alive(last)
-
-
-def test_runs_at_the_same_time_have_templates_of_their_own_and_leave_one() -> None:
-    template.end_idle()
-    first = run(lambda: lambda unit: os.getppid(), [range(4)], workers=2, own_process=True)
-    found = {next(first)[1]}
-    ((second, _),) = parents(lambda: None)
-    found |= {result for _, result in first}
-    assert len(found) == 1 and second not in found
-    assert alive(second) and not any(map(alive, found))
-
-
-FORKED = """
-import os, sys
-from pipeline.engines.local import run
-def parents():
-    return {result for _, result in run(lambda: lambda unit: os.getppid(), [range(4)], workers=2, own_process=True)}
-(first,) = parents()
-if os.fork() == 0:
-    (other,) = parents()
-    sys.exit(other == first)
-failed = os.waitstatus_to_exitcode(os.wait()[1])
-print(first, failed, parents() == {first})
-"""
-
-
-def test_a_fork_of_the_caller_leaves_its_template_alone_and_that_ends_with_the_caller() -> None:
-    done = subprocess.run([sys.executable, "-c", FORKED], env=environment(), capture_output=True, text=True, timeout=60)
-    pid, *said = done.stdout.split()
-    assert said == ["0", "True"] and done.stderr == "" and wait_for(lambda: not alive(pid), 1.0)
-
-
-IDLE = """
-import sys, time
-from pipeline.engines import worker_process
-from pipeline.engines.template import Worker, early_template
-worker_process.IDLE = 0.5
-template = early_template([])
-time.sleep(1.0)
-worker = Worker(0, template)
-time.sleep(1.0)
-print(template.lives(), worker.ended("bury"), template.process.wait(), template.lives())
-"""
-
-
-def test_a_template_ends_some_time_after_its_last_worker_and_not_before() -> None:
-    done = subprocess.run([sys.executable, "-c", IDLE], env=environment(), capture_output=True, text=True, timeout=60)
-    assert done.stdout.split() == ["True", "True", "0", "False"], done
-
-
 def test_workers_whose_template_is_killed_are_replaced(tmp_path: Path) -> None:
     def work(unit: Unit) -> Unit:
         log(tmp_path, unit)
@@ -406,13 +324,27 @@ def test_a_caller_that_ignores_its_children_still_learns_of_what_they_died() -> 
     def work(unit: Unit) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
 
-    template.end_idle()
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         got = list(run(lambda: work, [[1]], workers=1, retries=0, own_process=True, fatal=never))
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert got == [(1, Failure("its worker died, 1 times (SIGSEGV)", "", died=True))]
+
+
+def test_ctrl_c_while_workers_end_ends_all() -> None:
+    """Also where the traceback is kept, as an interactive Python does, and with it all that it refers to."""
+
+    def start() -> Callable[[Unit], Any]:
+        atexit.register(time.sleep, 60)
+        return lambda unit: (os.getpid(), os.getppid())
+
+    results = run(start, [[1]], workers=1, own_process=True)
+    _, processes = next(results)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt) as kept:
+        next(results)
+    assert wait_for(lambda: not any(map(alive, processes)), 3) and kept.tb is not None
 
 
 def test_ctrl_c_while_the_template_starts_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -681,7 +613,6 @@ def test_busy_workers_are_asked_to_end_before_they_are_made_to(monkeypatch: pyte
 
 def test_engine_leaves_no_files_open_behind() -> None:
     def count() -> int:
-        template.end_idle()
         return len(os.listdir("/proc/self/fd"))
 
     list(run(lambda: square, [range(3)], workers=2, own_process=True, fatal=never))
