@@ -6,9 +6,9 @@ VENV   := .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# Two pytest processes share the cores; threads within them would only get in each other's way. Workers of Ray are nice by
-# default and would wait for the other tests, and some are started that none of these would use. Two hundred processes
-# import the package, which none of them should compile again.
+# Two pytest processes share the cores; threads within them would only get in each other's way. Workers of Ray are nice
+# by default and would wait for the other tests, and some are started ahead that no test uses. Two hundred processes
+# import the package, and need not each compile it.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 RAY_worker_niceness=0 \
 	RAY_prestart_worker_first_driver=0 PYTHONDONTWRITEBYTECODE=
 

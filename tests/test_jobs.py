@@ -151,17 +151,17 @@ def test_a_missing_tile_fails_the_job(head: Head, tmp_path: Path) -> None:
 
 
 def test_a_stopped_job_goes_on_where_it_was(head: Head, tmp_path: Path) -> None:
-    image, output = draw(tmp_path / "large.tif", 700), tmp_path / "large.zarr"
+    image, output = draw(tmp_path / "large.tif", 1000), tmp_path / "large.zarr"
     words = ("jobs/infer.py", "jobs/infer.yaml", f"image={image}", f"output={output}", "tile=128,128")
     job = head.submit(*words)
     ledger = output / "ledger" / "ledger.txt"
     until(lambda: ledger.exists() and ledger.read_text().count("\n") > 5, 100, "5 tiles")
     head.ask(f"/api/jobs/{job}/stop", nothing=None)
     assert head.ended(job, 15)["status"] == "STOPPED"
-    assert re.search(r"^large\.zarr: \d+ of 36 tiles, [\d.]+ MP/s, \d+ s left$", head.logs(job), re.MULTILINE)
+    assert re.search(r"^large\.zarr: \d+ of 64 tiles, [\d.]+ MP/s, \d+ s left$", head.logs(job), re.MULTILINE)
     again = head.submit(*words)
     assert head.ended(again)["status"] == "SUCCEEDED", head.logs(again)
-    found = re.search(r"large\.zarr: 36 tiles, mask, .* s, (\d+) of (\d+) units were done before", head.logs(again))
+    found = re.search(r"large\.zarr: 64 tiles, mask, .* s, (\d+) of (\d+) units were done before", head.logs(again))
     assert found and 5 <= int(found[1]) < int(found[2])
 
 

@@ -51,6 +51,7 @@ def test_wheel_holds_all_that_the_package_needs(wheel: Path) -> None:
 
 
 def test_installed_wheel_predicts_with_the_bundled_network(wheel: Path, tmp_path: Path) -> None:
+    """And its other commands run, each in a Python that has imported nothing yet."""
     site, work = tmp_path / "site", tmp_path / "work"
     work.mkdir()
     run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel, cwd=work)
@@ -61,4 +62,10 @@ def test_installed_wheel_predicts_with_the_bundled_network(wheel: Path, tmp_path
     run(sys.executable, "-m", "pipeline.infer", "small.png", cwd=work, PYTHONPATH=str(site))
     shape = "import zarr; print(zarr.open('small.zarr')['0'].shape)"
     assert run(sys.executable, "-c", shape, cwd=work).strip() == "(130, 170)"
-    run(sys.executable, "-m", "pipeline.verify", "small.zarr", cwd=work, PYTHONPATH=str(site))
+    for words in (
+        ("verify", "small.zarr"),
+        ("convert", "small.png", "small.ome.zarr"),
+        ("export", "unet-tiny", "n.pt2"),
+    ):
+        run(sys.executable, "-m", f"pipeline.{words[0]}", *words[1:], cwd=work, PYTHONPATH=str(site))
+    assert (work / "small.ome.zarr").is_dir() and (work / "n.pt2").is_file()
