@@ -5,15 +5,17 @@
     ledger/lease                who writes (pipeline.stitching.lease)
 
 They are put together in a file of this machine, and read and written there as any ledger. What was added in the last
-second may be lost in a kill: such units are done again.
+second may be lost in a kill: such units are done again. A timer sees to it where the next unit is long in coming.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -32,6 +34,10 @@ class ObjectLedger(Ledger):
     _objects: Objects
     _folder: Path
     _lease: Lease | None = None
+    _timer: threading.Timer | None = None
+    """Puts what was added last into the object store, if nothing does before."""
+    _busy: threading.Lock
+    """Held by who reads or writes the ledger: its caller, or the timer's thread."""
     _kept = 0
     """Bytes of the file that are in the object store."""
     _saved = float("-inf")
@@ -54,6 +60,7 @@ class ObjectLedger(Ledger):
             ledger = super().open(folder, fingerprint, units, name=lease.what)
             assert isinstance(ledger, cls)
             ledger._objects, ledger._folder, ledger._lease = objects, folder, lease
+            ledger._busy = threading.Lock()
             ledger._pieces, ledger._kept = pieces, min(kept, ledger._end)
             ledger._number = max((int(piece.split("-")[0]) for piece in pieces), default=0)
             ledger._save()
@@ -75,21 +82,36 @@ class ObjectLedger(Ledger):
             raise
         assert isinstance(ledger, cls)
         ledger._objects, ledger._folder = objects, folder
+        ledger._busy = threading.Lock()
         return ledger
 
     def add(self, unit: int, records: Sequence[Record]) -> None:
-        super().add(unit, records)
-        self._save_soon()
+        with self._busy:
+            super().add(unit, records)
+            self._save_soon()
 
     def forget(self, units: Iterable[int]) -> None:
-        super().forget(units)
-        self._save_soon()
+        with self._busy:
+            super().forget(units)
+            self._save_soon()
 
     def _save_soon(self) -> None:
         assert self._lease is not None
         self._lease.check()
-        if time.monotonic() - self._saved >= EVERY:
+        left = self._saved + EVERY - time.monotonic()
+        if left <= 0:
             self._save()
+        elif self._timer is None:
+            self._timer = threading.Timer(left, self._save_late)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def _save_late(self) -> None:
+        with self._busy:
+            self._timer = None
+            if self._file >= 0:
+                with suppress(LedgerError):  # who adds or closes next tries again, and hears of it
+                    self._save()
 
     def _save(self) -> None:
         """Puts what is new into the object store as the next piece; after many pieces, all of them as one."""
@@ -118,16 +140,19 @@ class ObjectLedger(Ledger):
 
     def close(self) -> None:
         """Puts the rest into the object store, and gives the lease back."""
-        if self._file < 0:
-            return
-        try:
-            if self._lease is not None and not self._lease.lost:
-                self._save()
-        finally:
-            super().close()
-            shutil.rmtree(self._folder, ignore_errors=True)
-            if self._lease is not None:
-                self._lease.release()
+        with self._busy:
+            if self._timer is not None:
+                self._timer.cancel()
+            if self._file < 0:
+                return
+            try:
+                if self._lease is not None and not self._lease.lost:
+                    self._save()
+            finally:
+                super().close()
+                shutil.rmtree(self._folder, ignore_errors=True)
+                if self._lease is not None:
+                    self._lease.release()
 
 
 def _fetch(objects: Objects, folder: Path) -> list[str]:

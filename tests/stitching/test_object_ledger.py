@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,6 +65,35 @@ def test_each_unit_is_safe_at_once_where_they_are_slow(objects: MemoryObjects, l
     ledger.add(7, RECORDS)
     with ObjectLedger.read_from(objects, "o") as seen:  # what is left if the run is killed now
         assert seen.done(7)
+
+
+def test_the_last_of_some_fast_units_is_safe_soon_where_the_next_is_slow(
+    objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EVERY", 0.2)
+    with open_in(objects) as ledger:
+        for unit in range(3):
+            ledger.add(unit, RECORDS)
+        seen, until = 0, time.monotonic() + 20
+        while seen < 3 and time.monotonic() < until:
+            time.sleep(0.01)
+            with ObjectLedger.read_from(objects, "o") as read:
+                seen = read.count
+        assert seen == 3
+
+
+def test_a_store_that_refuses_late_is_said_by_what_comes_next(
+    objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "EVERY", 60.0)
+    with open_in(objects) as ledger:
+        objects.silent = True
+        ledger.add(1, RECORDS)
+        ledger._save_late()
+        monkeypatch.setattr(module, "EVERY", 0.0)
+        with pytest.raises(LedgerError, match="cannot write the ledger: s3://b does not answer"):
+            ledger.add(2, RECORDS)
+        objects.silent = False
 
 
 def test_fast_units_share_pieces(objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch) -> None:
