@@ -33,7 +33,7 @@ from pipeline.storage.source import ImageReadError
 from tests import warm
 
 PIXELS = np.random.default_rng(5).integers(0, 255, (500, 700, 3), np.uint8)
-OPTIONS = ["--tile", "256,256", "--kind", "probability"]
+OPTIONS = ["--network", "unet-tiny", "--tile", "64,64", "--kind", "probability"]
 
 
 def command(module: str, *arguments: str, python: str = sys.executable) -> subprocess.Popen[str]:
@@ -66,7 +66,7 @@ def shards_in(url: str) -> dict[str, bytes]:
 
 
 def local_shards(image: Path, folder: Path) -> dict[str, bytes]:
-    pipeline.predict(image, output=folder, tile=(256, 256), kind="probability", workers=1)
+    pipeline.predict(image, "unet-tiny", output=folder, tile=(64, 64), kind="probability", workers=1)
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if "/c/" in str(p) and p.is_file()}
 
 
@@ -74,10 +74,10 @@ def test_a_killed_run_goes_on_and_gives_the_bytes_of_a_local_one(bucket: str, im
     output = f"{bucket}/results/big.zarr"
     process = command("infer", image, "-o", output, *OPTIONS, "--workers", "2")
     while len([name for name in names_in(output) if name.startswith("ledger/0")]) < 2 and process.poll() is None:
-        time.sleep(0.1)  # the ledger's second piece: what is in it was added in the run
+        time.sleep(0.1)  # the ledger's second piece holds what the run has added
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    assert pipeline.predict(image, output=output, workers=1).resumed > 0
+    assert pipeline.predict(image, "unet-tiny", output=output, workers=1).resumed > 0
     assert shards_in(output) == local_shards(tmp_path / "big.tif", tmp_path / "big.zarr")
     names = names_in(f"{bucket}/results")
     assert "big.preview.png" in names
