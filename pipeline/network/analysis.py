@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 from pipeline.network import arranging, mixing, picking, sliding  # noqa: F401  (they fill the table of operations)
-from pipeline.network.graph import Graph, Node, references
+from pipeline.network.graph import Graph, Node
 from pipeline.network.layouts import (
     AXES,
     Dimension,
@@ -41,7 +41,7 @@ def same_operations(first: Graph, second: Graph) -> str | None:
     """None where both captures ran the same operations on the same results of others, else the first that differs."""
     same: dict[int | None, int | None] = {first.input: second.input}
     for a, b in zip(first.nodes, second.nodes, strict=False):
-        operands, others = (references((node.args, node.kwargs)) for node in (a, b))
+        operands, others = (node.references for node in (a, b))
         if a.op is not b.op or [same.get(value) for value in operands] != others:
             return _label(a)
         same.update(zip(a.outputs, b.outputs, strict=False))
@@ -97,7 +97,7 @@ def _apply(node: Node, call: Call, values: dict[int, Tracked | None], analysis: 
     except NotLocal as reason:
         call.not_local(str(reason))
     except Unknown as reason:
-        if any(values[v] is None for v in references((node.args, node.kwargs))):
+        if any(values[v] is None for v in node.references):
             return [None] * len(node.outputs)
         analysis.unknown.append(f"{_label(node)}: {reason}")
     operands, _ = call.operands()

@@ -246,4 +246,4 @@ class Choice:
 
 def _leaves(node: Node) -> list[Any]:
     """What the operation is told: numbers, constants, and references to what depends on the image."""
-    return list(leaves((node.args, node.kwargs)))
+    return leaves((node.args, node.kwargs))

@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.network.choosing import Choice, source
 from pipeline.network.flows import CannotStream, Flow, Place, Shape
-from pipeline.network.graph import Graph, Node, Ref, references
+from pipeline.network.graph import Graph, Node, Ref
 from pipeline.network.layouts import Rows, Tracked
 from pipeline.network.moving import Regroup
 from pipeline.network.prepare import copied_module
@@ -71,7 +71,7 @@ class _Builder:
     def __init__(self, graph: Graph, values: dict[int, Tracked | None], image: dict[str, Rows]) -> None:
         self.values, self.image = dict(values), image
         self.dtypes = graph.dtypes
-        self.used = {graph.output, *(v for node in graph.nodes for v in references((node.args, node.kwargs)))}
+        self.used = {graph.output, *(v for node in graph.nodes for v in node.references)}
         self.made: list[Step] = []
         self.flows = {graph.input: self._flow(graph.input)}
         self.regrouped: dict[int, int] = {}
@@ -101,7 +101,7 @@ class _Builder:
 
     def _choice(self, node: Node, other: Node) -> Choice:
         """The operation as one that may need rows one by one, which are made so before it."""
-        inputs = list(dict.fromkeys(references((node.args, node.kwargs))))
+        inputs = list(dict.fromkeys(node.references))
         outputs = tuple(number if number in self.used else None for number in node.outputs)
         results = [self._tracked(number) for number in outputs if number is not None]
         if not results:

@@ -188,7 +188,7 @@ class Step:
     @cached_property
     def values(self) -> list[int]:
         """What the arguments refer to, in the order of `inputs`."""
-        return list(dict.fromkeys(references((self.node.args, self.node.kwargs))))
+        return list(dict.fromkeys(self.node.references))
 
     def filled(self, argument: Any, tensors: Sequence[Tensor]) -> Any:
         """An argument with these tensors in place of the values that it refers to."""
