@@ -76,6 +76,8 @@ def analyse(first: Graph, second: Graph) -> Findings:
             call.not_local("its size does not follow the image's size")
         if not (call.reasons or analysis.not_local or analysis.unknown) and any(map(_varies, results)):
             call.not_local("has another number of channels on images of another size")
+        if _counts_places(nodes[0], values, first.output):
+            call.not_local("takes the places that a pooling found as numbers, which count from the image's first row on")
         analysis.not_local += [f"{_label(nodes[0])}: {reason}" for reason in call.reasons]
     analysis.output, analysis.values = values[first.output], values
     analysis.everything = list(seen)
@@ -131,6 +133,13 @@ def _resized(rows: Rows, sizes: Sizes) -> Rows:
     ratios = {Fraction(a, b) for a, b in zip(sizes, rows.sizes, strict=True)}
     rate = rows.rate * ratios.pop() if rows.rate is not None and len(ratios) == 1 else None
     return Rows(rows.axis, sizes, rate=rate)
+
+
+def _counts_places(node: Node, values: dict[int, Tracked | None], output: int) -> bool:
+    """Whether places that a pooling found are used for something else than unpooling, or are the network's output."""
+    read = node.references if node.name != "max_unpool2d" else []
+    made = [value for value in node.outputs if value == output]
+    return any(found is not None and found.pooled is not None for found in map(values.get, [*read, *made]))
 
 
 def _varies(result: Tracked | None) -> bool:

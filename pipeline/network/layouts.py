@@ -106,7 +106,10 @@ class Tracked:
     layout: tuple[Dimension, ...]
     rows: dict[str, Rows]
     pooled: dict[str, tuple[Relation, Sizes]] | None = None
-    """Of the indices that a pooling returns: how rows are spread out again by unpooling, and how many were pooled."""
+    """Of the indices that a pooling returns: how rows are spread out again by unpooling, and how many were pooled.
+
+    They count from the image's first row and column, so that they are good for unpooling alone.
+    """
 
     @property
     def sizes(self) -> list[Sizes]:

@@ -111,14 +111,14 @@ def adaptive_pool(call: Call) -> Outputs:
                 call.not_local("pools cells whose places depend on the image's size")
             relations[dim] = Resample(scale, "cells")
     result = image.moved(relations, shape)
-    return [result] * call.outputs
+    return [result, Tracked(result.layout, result.rows, pooled={})][: call.outputs]
 
 
 @rule("max_unpool2d")
 def unpool(call: Call) -> Outputs:
     image, indices = call.tracked("self"), call.tracked("indices")
-    if indices.pooled is None:
-        raise Unknown("its indices do not come straight from a pooling")
+    if not indices.pooled:
+        raise Unknown("its indices do not come straight from a pooling with a kernel")
     shape = call.shape()
     pooled = {dim: indices.pooled[a] for dim in last(image, 2) for a in image.axes([dim]) if a in indices.pooled}
     if any(pooled[dim][1] != shape[dim] for dim in pooled if dim == image.ndim - 1):

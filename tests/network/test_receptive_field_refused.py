@@ -79,6 +79,21 @@ def by_a_value(x: Tensor) -> Tensor:
     return x * 2 if float(x.mean()) > 0 else x
 
 
+def places_as_numbers(x: Tensor) -> Tensor:
+    y, places = F.max_pool2d(x, 2, return_indices=True)
+    return y + places % 7
+
+
+def places_alone(x: Tensor) -> Tensor:
+    return F.max_pool2d(x, 3, 1, 1, return_indices=True)[1]
+
+
+def places_in_cells(x: Tensor) -> Tensor:
+    size = x.shape[2] // 2, x.shape[3] // 2
+    y, places = F.adaptive_max_pool2d(x, size, return_indices=True)
+    return torch.where(places > 100, y, -y)
+
+
 def unpooled_wider(x: Tensor) -> Tensor:
     y, places = F.max_pool2d(x, 2, return_indices=True)
     return F.max_unpool2d(y, places, 2, output_size=(x.shape[2], x.shape[3] + 1))
@@ -131,6 +146,9 @@ REFUSED = {
     "a value read in Python": (by_a_value, "reads a value that depends on the image"),
     "quadrants": (lambda x: torch.cat(x.chunk(2, 2), 1), "parts of a fixed size|fixed number"),
     "one row": (lambda x: x - x[:, :, 5:6], "fixed place"),
+    "places as numbers": (places_as_numbers, "takes the places that a pooling found as numbers"),
+    "places alone": (places_alone, "takes the places that a pooling found as numbers"),
+    "places in cells": (places_in_cells, "takes the places that a pooling found as numbers"),
 }  # fmt: skip
 
 
