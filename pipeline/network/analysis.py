@@ -77,7 +77,9 @@ def analyse(first: Graph, second: Graph) -> Findings:
         if not (call.reasons or analysis.not_local or analysis.unknown) and any(map(_varies, results)):
             call.not_local("has another number of channels on images of another size")
         if _counts_places(nodes[0], values, first.output):
-            call.not_local("takes the places that a pooling found as numbers, which count from the image's first row on")
+            call.not_local(
+                "takes the places that a pooling found as numbers, which count from the image's first row on"
+            )
         analysis.not_local += [f"{_label(nodes[0])}: {reason}" for reason in call.reasons]
     analysis.output, analysis.values = values[first.output], values
     analysis.everything = list(seen)

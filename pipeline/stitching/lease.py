@@ -16,6 +16,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,6 +49,9 @@ class Objects(Protocol):
         """Writes if the object has that version, None for not being there; its new version, None if refused."""
 
     def remove(self, key: str) -> None: ...
+
+    def remove_all(self, keys: Sequence[str]) -> None:
+        """These objects, in any order."""
 
     def names(self, folder: str = "") -> list[str]: ...
 

@@ -107,7 +107,7 @@ class Ledger:
         held = Lock(folder) if lock is None else lock
         path = Path(folder) / FILE
         try:
-            header = _read_header(path)
+            header = _read_header(path, name)
             if header is None:
                 with _writing(path):
                     _write_header(path, fingerprint, units)
@@ -130,7 +130,7 @@ class Ledger:
         Raises LedgerError where there is none.
         """
         path = Path(folder) / FILE
-        header = _read_header(path)
+        header = _read_header(path, name)
         if header is None:
             raise LedgerError(f"{name or path.parent.parent} has no ledger that can be read")
         return cls(path, header["fingerprint"], header["units"], writable=False, lock=None)
@@ -217,7 +217,7 @@ class Ledger:
                 self._mark(unit, -1 if records is None else at)
 
 
-def _read_header(path: Path) -> dict[str, Any] | None:
+def _read_header(path: Path, name: str) -> dict[str, Any] | None:
     """The ledger's first line; None where there is none or only a torn one. Raises LedgerError for another file."""
     try:
         with open(path, "rb") as file:
@@ -232,7 +232,8 @@ def _read_header(path: Path) -> dict[str, Any] | None:
             return header
     except (ValueError, KeyError, TypeError):
         pass
-    raise LedgerError(f"{path} is not a ledger of this version: use --overwrite to start anew")
+    what = f"{name}/ledger" if name else path
+    raise LedgerError(f"{what} is not a ledger of this version: use --overwrite to start anew")
 
 
 def _write_header(path: Path, fingerprint: str, units: int) -> None:

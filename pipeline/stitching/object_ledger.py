@@ -128,9 +128,9 @@ class ObjectLedger(Ledger):
         name = f"{self._number:08d}-{self._lease.token}"
         try:
             self._objects.put_if(name, content, None)
-            if many:
-                for piece in self._pieces:
-                    self._objects.remove(piece)
+            if many:  # in the order that a kill may cut short: what is left begins with a ledger's first line
+                self._objects.remove_all(self._pieces[1:])
+                self._objects.remove_all(self._pieces[:1])
                 self._pieces, self._first = [], self._end
             else:
                 self._pieces.append(name)
@@ -157,8 +157,12 @@ class ObjectLedger(Ledger):
 
 def _fetch(objects: Objects, folder: Path) -> list[str]:
     """Puts all pieces together into one file; their names."""
-    pieces = [name for name in objects.names() if name[0].isdigit()]
-    with open(folder / FILE, "wb") as file:
-        for piece in pieces:
-            file.write(objects.read(piece))
-    return pieces
+    while True:
+        pieces = [name for name in objects.names() if name[0].isdigit()]
+        try:
+            with open(folder / FILE, "wb") as file:
+                for piece in pieces:
+                    file.write(objects.read(piece))
+            return pieces
+        except FileNotFoundError:  # the run that writes has just made them one
+            continue

@@ -54,12 +54,9 @@ class Bucket:
             obstore.put(self.store, key, content, use_multipart=len(content) > PARTS, chunk_size=PARTS // 2)
 
     def remove(self, key: str) -> None:
-        import obstore
-
         with _writing(self._at(key)):
             names = [f"{key}/{name}" for name, _ in self._listed(key)] + [key] * (self.length(key) is not None)
-            for start in range(0, len(names), 1000):
-                obstore.delete(self.store, names[start : start + 1000])
+            self.remove_all(names)
 
     def length(self, key: str) -> int | None:
         import obstore
@@ -131,6 +128,14 @@ class Bucket:
         return ObjectStore(self.store, read_only=True)
 
     # For the lease and the ledger
+
+    def remove_all(self, keys: Sequence[str]) -> None:
+        """These objects, a thousand in a request."""
+        import obstore
+
+        with _writing(self.url):
+            for start in range(0, len(keys), 1000):
+                obstore.delete(self.store, list(keys[start : start + 1000]))
 
     def read_version(self, key: str) -> tuple[bytes, dict[str, str]]:
         """An object and what tells this version of it from others. Raises FileNotFoundError."""

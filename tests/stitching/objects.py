@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections.abc import Sequence
 
 
 class MemoryObjects:
@@ -36,6 +37,10 @@ class MemoryObjects:
     def remove(self, key: str) -> None:
         self._answer()
         self.held.pop(key, None)
+
+    def remove_all(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self.remove(key)
 
     def names(self, folder: str = "") -> list[str]:
         self._answer()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -120,16 +120,53 @@ def test_many_pieces_become_one(objects: MemoryObjects) -> None:
     assert len(pieces(objects)) <= module.MOST + 4
 
 
-def test_a_kill_between_the_one_and_the_removal_of_the_many_changes_nothing(objects: MemoryObjects) -> None:
+@pytest.mark.parametrize("removed", [0, 1, 5, module.MOST - 1])
+def test_a_kill_among_the_removal_of_the_many_changes_nothing(
+    objects: MemoryObjects, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    left = [removed]
+
+    def remove(keys: Sequence[str]) -> None:
+        for key in keys:
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            objects.remove(key)
+
+    with open_in(objects) as ledger:
+        for unit in range(module.MOST - 2):
+            ledger.add(unit, RECORDS)
+        ledger.forget([1])
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(objects, "remove_all", remove)
+            ledger.add(100, RECORDS)
+        killed = MemoryObjects()
+        killed.held = {name: held for name, held in objects.held.items() if name != LEASE}
+    assert len(pieces(killed)) == module.MOST + 1 - removed
+    with open_in(killed) as again:
+        assert again.count == module.MOST - 2 and again.done(100) and not again.done(1)
+
+
+def test_what_is_read_while_pieces_become_one_is_read_again(objects: MemoryObjects) -> None:
     with open_in(objects) as ledger:
         ledger.add(1, RECORDS)
-        ledger.forget([1])
-        ledger.add(2, RECORDS)
-    many = pieces(objects)
-    whole = b"".join(objects.read(name) for name in many)
-    objects.write("00000099-other", whole)
-    with open_in(objects) as again:
-        assert again.count == 1 and again.done(2)
+        many, read = pieces(objects), objects.read
+
+        def late(key: str) -> bytes:
+            objects.read = read  # type: ignore[method-assign]
+            objects.write("00000099-other", b"".join(read(name) for name in pieces(objects)))
+            objects.remove_all(many)
+            return read(key)
+
+        objects.read = late  # type: ignore[method-assign]
+        with ObjectLedger.read_from(objects, "o") as seen:
+            assert seen.done(1)
+
+
+def test_a_ledger_of_another_version_is_named_by_its_output(objects: MemoryObjects) -> None:
+    objects.write("00000001-a", b"something else\n")
+    with pytest.raises(LedgerError, match=r"^s3://b/o\.zarr/ledger is not a ledger of this version"):
+        open_in(objects)
 
 
 def test_another_fingerprint_is_refused_and_the_lease_given_back(objects: MemoryObjects) -> None:
