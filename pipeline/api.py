@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +214,7 @@ def _begin(
     All that can be refused is refused before anything is made or removed; from then on the lock is held.
     """
     location = location_of(output)
-    with reference.open() as opened:
+    with reference.open() as opened, ExitStack() as undo:
         _spare(inputs, location)
         location.check_parent()
         ours = is_ours(output)
@@ -226,33 +226,30 @@ def _begin(
         if plan is not None and not is_ours(output):  # asked again: planning takes a while, another run may have begun
             check_free(output, plan.layout)
         lock = hold(location)
-        try:
-            there = is_ours(output)
-            if resumes := there and not asked.overwrite:
-                target = open_output(output)
-                plan = Plan.from_json(target.attributes["plan"])
-                planning.check_stored(plan, opened, analysis, asked, output)
-                target.restore()
-            else:
-                if there:
-                    forget_ledger(location, lock)
-                    remove_contents(output, keep=(FOLDER,))
-                plan = plan or planning.plan_any(opened, analysis, asked)
-                about = describing.attributes(plan, image, opened, analysis, asked)
-                placing = describing.placing(plan, opened, analysis)
-                target = create(output, plan.layout, attributes=about, **placing, among_others=ours)
+        undo.callback(lock.release)
+        there = is_ours(output)
+        if there and not asked.overwrite:
+            target = open_output(output)
+            plan = Plan.from_json(target.attributes["plan"])
+            planning.check_stored(plan, opened, analysis, asked, output)
+            target.restore()
             run = Run(target, plan, open_ledger(location, plan.fingerprint, plan.units, lock), lock)
-        except BaseException:
-            lock.release()
-            raise
-        try:
-            if resumes:
-                run.check()
+            undo.callback(run.close)
+            run.check()
             if not run.settled:
                 run.copy = reference.share(opened, elsewhere=elsewhere)
-        except BaseException:
-            run.close()
-            raise
+        else:
+            plan = plan or planning.plan_any(opened, analysis, asked)
+            if copy := reference.share(opened, elsewhere=elsewhere):  # first, as there may be no room for it
+                undo.callback(copy.remove)
+            if there:
+                forget_ledger(location, lock)
+                remove_contents(output, keep=(FOLDER,))
+            about = describing.attributes(plan, image, opened, analysis, asked)
+            placing = describing.placing(plan, opened, analysis)
+            target = create(output, plan.layout, attributes=about, **placing, among_others=ours)
+            run = Run(target, plan, open_ledger(location, plan.fingerprint, plan.units, lock), lock, copy)
+        undo.pop_all()
     return run
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+import zarr
 from PIL import Image
 from torch import nn
 
@@ -65,6 +66,20 @@ def test_what_is_refused_overwrites_nothing(
     with pytest.raises(ValueError, match=message):
         pipeline.predict(image, net, tmp_path / "new.zarr", workers=1, **options)
     assert contents(tmp_path) == before and not (tmp_path / "new.zarr").exists()
+
+
+def test_a_copy_for_which_there_is_no_room_is_refused_before_anything_is_removed(
+    image: Path, net: nn.Module, tmp_path: Path
+) -> None:
+    output = tmp_path / "o.zarr"
+    pipeline.predict(image, net, output, workers=1)
+    before = contents(tmp_path)
+    side = 1 << 24  # 844 TB in memory, if it held anything, which other processes would read from a copy
+    huge = zarr.create_array({}, shape=(3, side, side), chunks=(3, 4096, 4096), dtype="u1")
+    for target, overwrite in ((output, True), (tmp_path / "new.zarr", False)):
+        with pytest.raises(ValueError, match=r"takes up to 844424\.9 GB, and .* GB left"):
+            pipeline.predict(huge, net, target, workers=2, overwrite=overwrite)
+        assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize(
