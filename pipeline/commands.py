@@ -21,6 +21,8 @@ GRACE = 30.0
 
 _again: str | None = None
 """What the command that runs must be given without to go on where it is cut short; None: nothing is kept of it."""
+_replaces = False
+"""Whether it replaces an output, so that it must be given without that once there is something of the new one."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,8 +35,8 @@ class Parser(argparse.ArgumentParser):
 
 def run(main: Callable[[], int]) -> NoReturn:
     """Run a command: 2 for what the user can mend, 1 for the rest, 130 and 143 after SIGINT and SIGTERM."""
-    global _again
-    _again = None
+    global _again, _replaces
+    _again, _replaces = None, False
 
     def ended(*_: Any) -> NoReturn:
         os.write(2, f"ended{_continues()}\n".encode())
@@ -64,9 +66,15 @@ def run(main: Callable[[], int]) -> NoReturn:
 
 
 def resumable(overwrite: bool = False) -> None:
-    """From now on the command is one that the same command continues; not with `overwrite`, which begins anew."""
+    """From now on the command is one that the same command continues: one with `overwrite` until a tile is done."""
+    global _again, _replaces
+    _again, _replaces = "", overwrite
+
+
+def _begun() -> None:
     global _again
-    _again = " without overwrite" if overwrite else ""
+    if _replaces:
+        _again = " without overwrite"
 
 
 def _continues() -> str:
@@ -90,6 +98,7 @@ def progress(label: str) -> Iterator[Callable[[Any], None]]:
         last = [-LOG_EVERY]
 
         def log(p: Any) -> None:
+            _begun()
             if time.monotonic() - last[0] >= LOG_EVERY:
                 last[0] = time.monotonic()
                 print(f"{label}: {_text(p)}", file=sys.stderr, flush=True)
@@ -105,13 +114,20 @@ def progress(label: str) -> Iterator[Callable[[Any], None]]:
         TimeRemainingColumn(),
     ) as bar:
         task = bar.add_task(label, total=None, text="")
-        yield lambda p: bar.update(task, total=p.tiles, completed=p.done, text=_text(p))
+
+        def show(p: Any) -> None:
+            _begun()
+            bar.update(task, total=p.tiles, completed=p.tried, text=_text(p))
+
+        yield show
 
 
 def _text(p: Any) -> str:
     rate = p.pixels / 1e6 / max(p.seconds, 1e-9)
+    left = f"{p.left:.0f} s left" if p.tried < p.tiles else "now the pyramid"
     failed = f", {p.failed} failed" if p.failed else ""
-    return f"{p.done} of {p.tiles} tiles, {rate:.1f} MP/s, {p.left:.0f} s left{failed}"
+    lost = f", {p.lost} images failed" if p.lost else ""
+    return f"{p.done} of {p.tiles} tiles, {rate:.1f} MP/s, {left}{failed}{lost}"
 
 
 def predict(images: list[str], output: str, net: Any, *, folder: bool, verify: bool, given: dict[str, Any]) -> int:

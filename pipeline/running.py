@@ -44,13 +44,20 @@ class Progress:
     pixels: int
     """Of the tiles that this call made."""
     failed: int
+    """Tiles."""
+    lost: int
+    """Images that could not be begun."""
     seconds: float
-    """Since this call began to make them."""
+    """Since this call began to make tiles."""
+
+    @property
+    def tried(self) -> int:
+        return self.done + self.failed
 
     @property
     def left(self) -> float:
-        """Seconds that what is missing takes, at the speed of this call."""
-        return (self.tiles - self.done) * self.seconds / max(1, self.made)
+        """Seconds that the tiles take that were not tried, at the speed of this call."""
+        return (self.tiles - self.tried) * self.seconds / max(1, self.made + self.failed)
 
 
 Report = Callable[[Progress], None]
@@ -92,24 +99,23 @@ def drive(job: Job, turns: Turns, place: Place, *, report: Report | None) -> Non
         for item, result in results:
             number, first, stop = cast(Item, item)
             run = turns.open[number]
+            tiles = len(range(first, min(stop, run.plan.tiles)))
             if isinstance(result, Failure) and first == run.plan.units:
                 log.warning("%s is finished, but its preview cannot be drawn: %s", run.output.path, result.message)
             elif isinstance(result, Failure):
                 run.failures.append(_named(run, first, result))
-                failed += 1
+                failed += tiles
             else:
                 for unit, records in zip(range(first, stop), result, strict=True):
                     run.ledger.add(unit, records)
-            new = len(range(first, min(stop, run.plan.tiles)))
-            turns.done += new
-            made += new
-            pixels += new * run.plan.core[0] * run.plan.core[1]
+                turns.done += tiles
+                made += tiles
+                pixels += tiles * run.plan.core[0] * run.plan.core[1]
             if run.plan.tiles == 1:  # all of it was one item
                 turns.end(number)
             if report is not None and time.monotonic() - last > REPORT_EVERY:
                 last = time.monotonic()
-                lost = failed + len(turns.lost)
-                report(Progress(turns.expected, turns.done, made, pixels, lost, last - began))
+                report(Progress(turns.expected, turns.done, made, pixels, failed, len(turns.lost), last - began))
 
 
 def _results(job: Job, turns: Turns, place: Place) -> Generator[Outcome, None, None]:

@@ -27,6 +27,9 @@ MOST = 256
 """Images that are open at a time, at most: enough for the workers of a cluster, whose images may be of one tile."""
 FIRST = 16
 """Images that are begun before any worker is there."""
+ENOUGH = 1000
+"""Tiles of the open images, from which on no other is begun until all levels of these are done. So few images are
+unfinished at a time, and the workers, of which each waits for others' last tiles once in so many, hardly ever wait."""
 SHARE = 4
 """One image in this many files that the process may have open: lock and ledger are two, and others need some."""
 
@@ -136,8 +139,8 @@ class Turns:
         return self.tiles + len(self.waiting) * self.tiles // max(1, self.begun)
 
     def begin(self, most: int) -> Iterator[int]:
-        """Begins images until `most` are open; the numbers of those on which something is left to do."""
-        while self.waiting and len(self.open) < most:
+        """Begins images until `most` are open, or tiles enough; the numbers of those on which something is to do."""
+        while self.waiting and len(self.open) < most and sum(run.plan.tiles for run in self.open.values()) < ENOUGH:
             number = self.waiting.popleft()
             try:
                 run = self._begin(number)
@@ -172,7 +175,7 @@ class Turns:
                 stack.callback(self.end, number)
 
     def stages(self) -> Iterator[Iterator[Item]]:
-        """Tiles of images, until many are open; then their pyramids level by level, then previews; then of others.
+        """Tiles of images, until enough are open; then their pyramids level by level, then previews; then of others.
 
         Images of one tile are ended meanwhile by who hears that they are done, so they are seldom many.
         """

@@ -31,7 +31,7 @@ from pipeline import commands
 from pipeline.running import Progress
 for name in sys.argv[1:]:
     with commands.progress(name) as report:
-        report(Progress(4, 1, 1, 10, 0, 1.0))
+        report(Progress(4, 1, 1, 10, 0, 0, 1.0))
 """
 
 

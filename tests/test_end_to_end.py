@@ -20,7 +20,7 @@ import zarr
 from torch import nn
 
 import pipeline
-from pipeline import api, commands, previewing
+from pipeline import api, commands, previewing, running
 from pipeline.analysis import Analysis
 from pipeline.api import TilesFailed
 from pipeline.stitching.ledger import Ledger
@@ -421,6 +421,20 @@ def test_of_many_images_a_dry_run_analyses_and_measures_once(
     status, said = typed("*.tif", "--network", "unet-tiny", "--dry-run")
     assert status == 0, said
     assert counts == {"__init__": 1, "_seconds": 1} and not list(tmp_path.glob("*.zarr"))
+
+
+@pytest.mark.parametrize(("tiles", "said"), [(0, ""), (1, " without overwrite")])
+def test_what_replaces_an_output_is_given_again_as_it_was_until_a_tile_of_the_new_one_is_done(
+    tiles: int, said: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, report: Any, **__: Any) -> None:
+        for done in range(tiles):
+            report(running.Progress(4, done + 1, done + 1, 1, 0, 0, 1.0))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "predict", interrupted)
+    status, text = typed("big.tif", "--overwrite")
+    assert status == 130 and text.endswith(f"interrupted: the same command{said} continues\n")
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,21 @@ def test_images_of_many_tiles_follow_each_other_to_the_end(
     np.testing.assert_allclose(results[3].array[:], net(pixels)[0].detach(), atol=1e-3)
 
 
+def test_images_of_enough_tiles_are_finished_before_others_are_begun(
+    net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "REPORT_EVERY", 0.0)
+    monkeypatch.setattr(turns, "ENOUGH", 10)
+    unfinished = []
+
+    def report(_: Any) -> None:
+        names = os.listdir(tmp_path / "out")
+        unfinished.append(sum(n.endswith(".zarr") for n in names) - sum(n.endswith(".preview.png") for n in names))
+
+    pipeline.predict(draw(tmp_path, 5, side=70), net, tmp_path / "out", workers=1, tile=(32, 32), report=report)
+    assert len(unfinished) >= 45 and max(unfinished) == 2 and len(os.listdir(tmp_path / "out")) == 10
+
+
 def test_an_output_is_locked_while_it_is_worked_on(
     net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +173,7 @@ def test_an_image_that_is_replaced_meanwhile_fails_alone(
 
     def report(progress: Any) -> None:
         for number in (1, 4):
-            if progress.done == 1:
+            if progress.tried == 1:
                 os.replace(others[number], images[number])
 
     with pytest.raises(TilesFailed, match=r"1 of 5 images failed: \S*/4.tif.* 1 tiles failed: \S*/1.zarr") as failed:
