@@ -92,9 +92,12 @@ def _apply(node: Node, call: Call, values: dict[int, Tracked | None], analysis: 
     try:
         if rule is None:
             raise Unknown("the analysis does not know this operation")
-        results: Outputs = rule(call)
+        made: Outputs = rule(call)
         call.compare_numbers()
-        return [results] if isinstance(results, Tracked) else list(results)
+        results: list[Tracked | None] = [made] if isinstance(made, Tracked) else list(made)
+        if results[0] is not None and not (call.reasons or analysis.not_local or call.fits(results[0])):
+            raise Unknown("its result has another shape than its operands tell")
+        return results
     except Lost:
         call.compare_numbers()
         return [None] * len(node.outputs)

@@ -51,6 +51,13 @@ class Node:
         """Values among its arguments, in their order; one that stands there twice is there twice."""
         return references((self.args, self.kwargs))
 
+    @property
+    def counts(self) -> bool:
+        """Whether the size of its result may depend on values, not on sizes alone."""
+        if self.name != "index":
+            return torch.Tag.dynamic_output_shape in self.op.tags
+        return any(not isinstance(i, torch.Tensor) for i in leaves(self.args[1]) if i is not None)
+
     def bound(self) -> dict[str, Any]:
         """All arguments by the names of the operation's schema, defaults included."""
         bound = dict(self.kwargs)
@@ -305,10 +312,14 @@ def capture(module: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype =
 
 
 def _without_dead_ends(graph: Graph) -> Graph:
-    """The graph without operations that do not lead to the output; those that steer Python code are kept."""
+    """The graph without operations that do not lead to the output; those that steer Python code are kept.
+
+    As does one of which Python may ask for no more than how many elements its result has.
+    """
     needed, kept = {graph.output}, []
     for node in reversed(graph.nodes):
-        if needed.intersection(node.outputs) or all(value is None for value in node.outputs):
+        steers = all(value is None for value in node.outputs) or node.counts
+        if needed.intersection(node.outputs) or steers:
             needed.update(node.references)
             kept.append(node)
     return replace(graph, nodes=tuple(reversed(kept)))

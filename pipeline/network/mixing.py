@@ -99,8 +99,9 @@ def _contract(call: Call, a: Tracked, b: Tracked, m: int, k: tuple[int, int], n:
     """Finds sums over rows or columns, and products of rows with rows."""
     summed = a.axes([k[0]]) | b.axes([k[1]])
     if summed and a.sizes[k[0]] == b.sizes[k[1]]:
-        # the other one runs over the whole image already, after an operation that was found to be not local
-        follows = [t.sizes[d][0] != t.sizes[d][1] and not t.axes([d]) for t, d in ((a, k[0]), (b, k[1]))]
+        # the other one, which is no constant, runs over the whole image already, after what was found to be not local
+        sides = zip(_factors(call), (a, b), k, strict=True)
+        follows = [call.is_tracked(name) and t.sizes[d][0] != t.sizes[d][1] and not t.axes([d]) for name, t, d in sides]
         if not any(follows):
             call.not_local("sums over all rows or columns of the image")
     if axes_of(a.layout[m]) & axes_of(b.layout[n]):

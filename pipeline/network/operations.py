@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pipeline.network.graph import Graph, Node, Ref, leaves
-from pipeline.network.layouts import NotLocal, Sizes, Tracked, Unknown, axes_of, broadcast, plain
+from pipeline.network.layouts import NotLocal, Sizes, Tracked, Unknown, axes_of, broadcast, plain, size
 
 Outputs = Tracked | Sequence[Tracked | None]
 Rule = Callable[["Call"], Outputs]
@@ -50,6 +50,8 @@ SIZES = {"size", "shape", "output_size", "start", "end", "length", "pad", "paddi
 """Arguments that say how large something is or where it lies: rules judge them, most by the shapes that result."""
 
 NUMBERS = "is told a number that depends on the image's size"
+PLACES = "combines the image with values that depend on the position in it"
+PART = "reads or writes only the first rows or columns of the image"
 
 
 class Call:
@@ -63,6 +65,8 @@ class Call:
         self._outputs = nodes[0].outputs, nodes[1].outputs
         self._graphs = graphs
         self._values = values
+        self._judged: list[torch.Tensor] = []
+        """Constants of which the rule itself says what it means that they differ from row to row."""
 
     def not_local(self, reason: str) -> None:
         """Notes that the operation sees the whole image; the rule goes on, so that all such operations are found."""
@@ -75,8 +79,18 @@ class Call:
         What lies over more rows in one capture than in the other is compared as far as both go.
         """
         first, second = self._bound
-        if not self.reasons and not all(_told_alike(name, value, second[name]) for name, value in first.items()):
+        if self.reasons:
+            return
+        if not all(_told_alike(name, value, second[name]) for name, value in first.items()):
             self.not_local(NUMBERS)
+        for pair in self.operands()[1]:
+            if not any(pair[0] is judged for judged in self._judged) and _differs_from_row_to_row(pair):
+                self.not_local(PLACES)
+
+    def judged(self, pair: tuple[Any, Any]) -> tuple[Any, Any]:
+        """A constant of which the rule itself says what it means that it differs from row to row."""
+        self._judged.append(pair[0])
+        return pair
 
     def get(self, name: str, default: Any = None) -> Any:
         """The argument in the first capture."""
@@ -116,7 +130,7 @@ class Call:
         return self.follow(self.get(name))
 
     def any_tensor(self, pair: tuple[Any, Any]) -> Tracked:
-        """A tensor argument; a constant has no rows, and must not have values that change from row to row."""
+        """A tensor argument; a constant has no rows, as one that changes from row to row is not local."""
         if isinstance(pair[0], Ref):
             return self.follow(pair[0])
         sizes = [(a, b) for a, b in zip(pair[0].shape, pair[1].shape, strict=True)]
@@ -135,6 +149,10 @@ class Call:
         if len(shapes[0]) != len(shapes[1]):
             raise Unknown("has another number of dimensions on images of another size")
         return list(zip(*shapes, strict=True))
+
+    def fits(self, result: Tracked) -> bool:
+        """Whether it is as large as the operation's first output, if that is used."""
+        return self._outputs[0][0] is None or result.sizes == self.shape()
 
     @property
     def outputs(self) -> int:
@@ -155,11 +173,13 @@ class Call:
         ndim = max([result.ndim, *(c[0].ndim for c in constants)])
         layout = [()] * (ndim - result.ndim) + list(result.layout)
         rows = dict(result.rows)
-        for pair in constants:
+        for pair in map(self.judged, constants):
             for back in range(1, pair[0].ndim + 1):
                 sizes = pair[0].shape[-back], pair[1].shape[-back]
                 if sizes == (1, 1):
                     continue
+                if axes_of(layout[-back]) and sizes != size(layout[-back]):
+                    raise NotLocal(PART)
                 if not axes_of(layout[-back]):
                     layout[-back] = layout[-back] or plain(sizes)
                     continue
@@ -225,7 +245,13 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 def _position_table(sizes: Sizes) -> str:
     if sizes[0] == sizes[1]:
         return f"position table of fixed size ({sizes[0]})"
-    return "combines the image with values that depend on the position in it"
+    return PLACES
+
+
+def _differs_from_row_to_row(pair: tuple[torch.Tensor, torch.Tensor]) -> bool:
+    """Whether a constant that is larger for a larger image has other values at other places."""
+    grows = [dim for dim, (a, b) in enumerate(zip(pair[0].shape, pair[1].shape, strict=False)) if a != b]
+    return pair[0].ndim == pair[1].ndim and any(repeats_after(pair, dim) != 1 for dim in grows)
 
 
 @rule(

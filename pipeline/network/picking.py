@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 
 from pipeline.network.layouts import NotLocal, Tracked, Unknown, plain
-from pipeline.network.operations import Call, Outputs, rule
+from pipeline.network.operations import PART, Call, Outputs, rule
 from pipeline.network.relations import Relation, Window, repeat
 
 
@@ -27,10 +29,11 @@ def index(call: Call) -> Outputs:
     """Elements at constant positions of one dimension."""
     image, shape = call.tracked("self"), call.shape()
     if call.name == "index_select":
-        at = {call.get("dim") % image.ndim: call.pair("index")}
+        at = {call.get("dim") % image.ndim: call.judged(call.pair("index"))}
     else:
         first, second = call.pair("indices")
-        at = {d: (a, b) for d, (a, b) in enumerate(zip(first, second, strict=True)) if a is not None}
+        pairs = enumerate(zip(first, second, strict=True))
+        at = {d: call.judged((a, b)) for d, (a, b) in pairs if a is not None}
     if any(not isinstance(a, torch.Tensor) or a.dtype in (torch.bool, torch.uint8) for a, _ in at.values()):
         raise Unknown("reads computed positions")
     lines = [{d - a.ndim for d, n in enumerate(a.shape) if n > 1} for a, _ in at.values()]
@@ -62,6 +65,8 @@ def _pick(image: Tracked, dim: int, positions: tuple[torch.Tensor, torch.Tensor]
     if not image.axes([dim]):
         return image.arranged([*image.layout[:dim], plain(shape[dim]), *image.layout[dim + 1 :]])
     rows = [p.tolist() for p in positions]
+    if any(row < 0 for row in itertools.chain(*rows)):
+        raise NotLocal("reads the image's last rows or columns, counted from their end")
     for relation in _guesses(rows[0]):
         if all(_positions(relation, len(r)) == r for r in rows):
             return image.moved({dim: relation}, shape)
@@ -88,9 +93,17 @@ def gather(call: Call) -> Outputs:
     tracked, constants = call.operands()
     if any(t.axes([dim]) for t in tracked):
         raise Unknown("reads or writes computed rows or columns")
+    sizes = [t.sizes for t in tracked] + [list(zip(a.shape, b.shape, strict=True)) for a, b in constants if a.ndim]
+    if any(len(s) != len(shape) or s[:dim] + s[dim + 1 :] != shape[:dim] + shape[dim + 1 :] for s in sizes):
+        raise NotLocal(PART)  # torch leaves alone what lies beyond the least of them
     blank = [t.without([dim], keep=True) for t in tracked]
     result = call.combined(blank, [c for c in constants if c[0].ndim])
     return result.arranged([*result.layout[:dim], plain(shape[dim]), *result.layout[dim + 1 :]])
+
+
+@rule("nonzero", "nonzero_numpy", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount")
+def counted(call: Call) -> Outputs:
+    raise NotLocal("has a result whose size depends on the image's values")
 
 
 @rule("embedding")

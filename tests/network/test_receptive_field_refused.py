@@ -104,6 +104,50 @@ def half_of_odd(x: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(x[:, :, 1:], ((x.shape[2] - 1) // 2, x.shape[3]))
 
 
+def rows_of(x: Tensor) -> Tensor:
+    """0, 1, 2, ... down the image."""
+    return torch.arange(x.shape[2], dtype=x.dtype)
+
+
+def summed_by_ones(x: Tensor) -> Tensor:
+    return x + x @ torch.ones(x.shape[3], 1)
+
+
+def mixed_otherwise_in_each_row(x: Tensor) -> Tensor:
+    return torch.einsum("nchw,hcd->ndhw", x, rows_of(x)[:, None, None] * torch.eye(2))
+
+
+def raised_by_the_row(x: Tensor) -> Tensor:
+    added = rows_of(x)[:, None, None].expand(-1, x.shape[3], 2)
+    mixed = torch.baddbmm(added, x[0].permute(1, 2, 0), torch.eye(2).expand(x.shape[2], 2, 2))
+    return mixed.permute(2, 0, 1)[None]
+
+
+def normalised_by_the_row(x: Tensor) -> Tensor:
+    return F.batch_norm(x.permute(0, 2, 1, 3), rows_of(x), torch.ones(x.shape[2])).permute(0, 2, 1, 3)
+
+
+def solved_by_the_row(x: Tensor) -> Tensor:
+    matrices = torch.eye(2) * (1 + rows_of(x))[:, None, None, None].expand(-1, x.shape[3], 2, 2)
+    return torch.linalg.solve(matrices, x[0].permute(1, 2, 0)[..., None])[..., 0].permute(2, 0, 1)[None]
+
+
+def wrapped_around(x: Tensor) -> Tensor:
+    return x[:, :, torch.arange(x.shape[2]) - 1]
+
+
+def written_in_a_corner(x: Tensor) -> Tensor:
+    return x.scatter(1, torch.zeros(1, 1, 10, 10, dtype=torch.long), 500.0)
+
+
+def gathered_above(x: Tensor) -> Tensor:
+    return F.pad(torch.gather(x, 1, torch.zeros(1, 2, x.shape[2] - 4, x.shape[3], dtype=torch.long)), (0, 0, 2, 2))
+
+
+def by_a_number_of_places(x: Tensor) -> Tensor:
+    return x / 255 if (x > 1).nonzero().shape[0] else x
+
+
 TRAINING = nn.BatchNorm2d(2).train()
 REFUSED = {
     "global pooling": (SqueezeExcite(), "global pooling|pools the whole image|mean"),
@@ -146,6 +190,15 @@ REFUSED = {
     "a value read in Python": (by_a_value, "reads a value that depends on the image"),
     "quadrants": (lambda x: torch.cat(x.chunk(2, 2), 1), "parts of a fixed size|fixed number"),
     "one row": (lambda x: x - x[:, :, 5:6], "fixed place"),
+    "sum by a product with ones": (summed_by_ones, "sums over all rows or columns"),
+    "another matrix in each row": (mixed_otherwise_in_each_row, "values that depend on the position in it"),
+    "another summand in each row": (raised_by_the_row, "values that depend on the position in it"),
+    "another norm in each row": (normalised_by_the_row, "values that depend on the position in it"),
+    "another system in each row": (solved_by_the_row, "values that depend on the position in it"),
+    "the last row above the first": (wrapped_around, "counted from their end"),
+    "a corner": (written_in_a_corner, "only the first rows or columns"),
+    "all but the last rows": (gathered_above, "only the first rows or columns"),
+    "a number of places read in Python": (by_a_number_of_places, "whose size depends on the image's values"),
     "places as numbers": (places_as_numbers, "takes the places that a pooling found as numbers"),
     "places alone": (places_alone, "takes the places that a pooling found as numbers"),
     "places in cells": (places_in_cells, "takes the places that a pooling found as numbers"),

@@ -21,7 +21,8 @@ NEVER = {
     "reads values in Python": "_local_scalar_dense item is_nonzero equal _is_all_true _is_any_true",
     "raises for a singular matrix, and has no rows": "_linalg_check_errors",
     "is refused by its own rule": "as_strided as_strided_scatter diagonal diagonal_scatter tril triu rot90 "
-    "_cdist_forward _euclidean_dist",
+    "_cdist_forward _euclidean_dist nonzero nonzero_numpy masked_select _unique2 unique_dim unique_consecutive "
+    "bincount",
     "is not on the CPU": "cudnn_batch_norm miopen_batch_norm convolution_overrideable mkldnn_convolution "
     "mkldnn_max_pool2d _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention "
     "_scaled_dot_product_cudnn_attention _fused_rms_norm",
