@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -147,7 +149,8 @@ class Analysis:
         rows, columns = (max(PROBE, least) for least in self.field.least)
         size = self.field.extended(rows, columns)
         band = self.field.extended(PROBE_BAND, 1)[0]
-        return deviation(program, self.network.module, self.channels, size, band)
+        with one_thread():  # as workers have: the caller's number of them is no part of the plan, which this decides
+            return deviation(program, self.network.module, self.channels, size, band)
 
     @cached_property
     def seconds_per_pixel(self) -> float:
@@ -158,9 +161,7 @@ class Analysis:
     def _seconds(self, side: tuple[int, int]) -> float:
         """Seconds of one pass over a piece of that size, on one thread."""
         piece = blank(self.network.module, self.channels, side)
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             for _ in range(2):  # the first time warms up
                 began = time.monotonic()
                 if self.program is None:
@@ -169,8 +170,6 @@ class Analysis:
                 else:
                     deque(Stream(self.program, side[0], side[1]).run(piece.split(self.band(side[1]), dim=2)), maxlen=0)
                 took = time.monotonic() - began
-        finally:
-            torch.set_num_threads(threads)
         return took
 
     def needs(self, image: Image, options: Options, kind_bytes: int, bands: bool = True) -> Any:
@@ -207,6 +206,31 @@ class Analysis:
             return with_cache(need) if cache is None else need + cache
 
         return needs
+
+
+_lock, _threads, _inside = threading.Lock(), 0, 0
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it, torch computes with one thread in this thread; afterwards with as many as before.
+
+    torch.set_num_threads is of the calling thread, and also of each thread that uses torch for the first time later
+    on. So the number found by whoever enters first is what everyone leaves behind: what a later one finds may be 1
+    only because of the first.
+    """
+    global _threads, _inside
+    with _lock:
+        found = torch.get_num_threads()
+        _threads = _threads if _inside else found
+        _inside += 1
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            torch.set_num_threads(_threads)
 
 
 def cache_bytes(options: Options) -> int:

@@ -125,7 +125,7 @@ def _check_window(report: Report, output: Output, plan: Plan, model: Model, name
         relative = TOLERANCE[plan.precision] * max(1.0, float(finite.max()) if finite.numel() else 0.0)
         expected = encode(logits, plan).reshape(stored.shape)
         tolerance = 1.0 if stored.dtype == np.uint8 and plan.kind == "probability" else relative
-        unsure = _unsure(logits, 2 * relative).reshape(stored.shape) if plan.kind == "mask" else None
+        unsure = _unsure(logits, 2 * relative, plan.threshold).reshape(stored.shape) if plan.kind == "mask" else None
         tolerance = 0.0 if plan.kind == "mask" else tolerance
     difference = _difference(stored, expected)
     if unsure is not None:
@@ -142,10 +142,10 @@ def _read(report: Report, where: str, read: Callable[[], np.ndarray]) -> np.ndar
         return None
 
 
-def _unsure(logits: torch.Tensor, margin: float) -> np.ndarray:
-    """(y, x) where the two highest logits are within the margin, so that rounding may decide the class."""
+def _unsure(logits: torch.Tensor, margin: float, threshold: float) -> np.ndarray:
+    """(y, x) where the two highest logits, or one and the threshold, are so close that rounding may decide."""
     if logits.shape[0] == 1:
-        return (logits[0].abs() <= margin).cpu().numpy()
+        return ((logits[0] - threshold).abs() <= margin).cpu().numpy()
     best = logits.topk(2, dim=0).values
     return (best[0] - best[1] <= margin).cpu().numpy()
 

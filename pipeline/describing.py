@@ -71,6 +71,8 @@ def class_names(analysis: Analysis) -> list[str]:
     """Names of the values of a mask, from the network's card where it has them; of one channel, 1 is its class."""
     count = analysis.classes
     names = [str(name) for name in analysis.network.card.get("class_names") or ()]
-    if len(names) != count:
-        names = [f"class {k}" for k in range(count)] if count > 1 else ["foreground"]
-    return names if count > 1 else ["background", *names]
+    if len(names) == max(2, count):
+        return names
+    if count > 1:
+        return [f"class {k}" for k in range(count)]
+    return ["background", names[0] if len(names) == 1 else "foreground"]

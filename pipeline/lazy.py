@@ -11,7 +11,6 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -26,7 +25,7 @@ import torch
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph
 
-from pipeline.analysis import Analysis
+from pipeline.analysis import Analysis, one_thread
 from pipeline.network.loading import Network
 from pipeline.network.prepare import copied_module
 from pipeline.planning import check_size, pick_channels
@@ -195,28 +194,3 @@ class Packed:
                 module = copied_module(_unpacked[self.key], share=True)
             _own.last = self.key, module
         return module
-
-
-_threads, _inside = 0, 0
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Within it, torch computes with one thread in this thread; afterwards with as many as before.
-
-    torch.set_num_threads is of the calling thread, and also of each thread that uses torch for the first time later
-    on. So the number found by whoever enters first is what everyone leaves behind: what a later one finds may be 1
-    only because of the first.
-    """
-    global _threads, _inside
-    with _lock:
-        found = torch.get_num_threads()
-        _threads = _threads if _inside else found
-        _inside += 1
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        with _lock:
-            _inside -= 1
-            torch.set_num_threads(_threads)

@@ -129,5 +129,5 @@ def _small_mask(output: Output, plan: Plan) -> np.ndarray:
         return values
     if values.shape[0] > 1:
         return np.asarray(values.argmax(axis=0))
-    threshold = 0.0 if plan.kind == "logits" else 127 if values.dtype == np.uint8 else 0.5
+    threshold = plan.threshold if plan.kind == "logits" else 127 if values.dtype == np.uint8 else 0.5
     return np.asarray(values[0] > threshold, np.uint8)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from pipeline.engines import local
-from pipeline.engines.machine import usable_cpus
+from pipeline.engines.machine import free_memory, usable_cpus
 from pipeline.engines.template import Template, early_template
 from pipeline.engines.units import Failure, Outcome
 from pipeline.preflight import preflight
@@ -164,24 +163,7 @@ def _named(run: Run, unit: int, failure: Failure) -> str:
 
 
 def default_workers(memory: int, device: str) -> int:
-    """One for each GPU; else as many as CPU affinity and quota and the memory limit of the cgroup allow."""
+    """One for each GPU; else as many as affinity, free memory and the cgroups' limits allow."""
     if device.startswith("cuda"):
         return max(1, torch.cuda.device_count())
     return max(1, min(usable_cpus(), free_memory() // (memory + INTERPRETER)))
-
-
-def free_memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that new processes may take, what files' caches would give back included; all where nothing tells."""
-    free = sys.maxsize
-    with suppress(OSError, ValueError, KeyError):
-        free = _numbers(proc)["MemAvailable:"] * 1024
-    with suppress(OSError, ValueError, KeyError):
-        limit = int((cgroup / "memory.max").read_text())
-        cached = _numbers(cgroup / "memory.stat")["inactive_file"]
-        free = min(free, limit - int((cgroup / "memory.current").read_text()) + cached)
-    return free
-
-
-def _numbers(table: Path) -> dict[str, int]:
-    """Lines of a name and a number."""
-    return {name: int(number) for name, number, *_ in map(str.split, table.read_text().splitlines())}

@@ -103,11 +103,13 @@ class Run:
             yield number, unit, unit + 1
 
     def close(self) -> None:
-        self.ledger.close()
-        if self.lock is not None:
-            self.lock.release()
-        if self.copy is not None:
-            self.copy.remove()
+        """Lets go of ledger, lock and copy, in this order, also where one of them raises."""
+        with ExitStack() as stack:
+            if self.copy is not None:
+                stack.callback(self.copy.remove)
+            if self.lock is not None:
+                stack.callback(self.lock.release)
+            stack.callback(self.ledger.close)
 
     def check(self) -> None:
         """Forget units of which a shard is missing or of another length, so that they are done again."""

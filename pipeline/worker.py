@@ -249,9 +249,9 @@ def probability(logits: torch.Tensor, activation: str) -> torch.Tensor:
     return torch.softmax(logits, dim=0) if activation == "softmax" else torch.sigmoid(logits)
 
 
-def mask(logits: torch.Tensor) -> torch.Tensor:
-    """(y, x) class of each pixel: the largest logit; of one channel, 1 where it is above 0."""
-    return logits[0] > 0 if logits.shape[0] == 1 else logits.argmax(dim=0)
+def mask(logits: torch.Tensor, threshold: float) -> torch.Tensor:
+    """(y, x) class of each pixel: the largest logit; of one channel, 1 where it is above the threshold."""
+    return logits[0] > threshold if logits.shape[0] == 1 else logits.argmax(dim=0)
 
 
 def encode(logits: torch.Tensor, plan: Plan) -> np.ndarray:
@@ -260,10 +260,7 @@ def encode(logits: torch.Tensor, plan: Plan) -> np.ndarray:
     if plan.kind == "logits":
         return logits.cpu().numpy().astype(dtype, copy=False)
     if plan.kind == "mask":
-        values = mask(logits)
-        if plan.activation == "none" and logits.shape[0] == 1:
-            values = logits[0] > 0.5
-        return values.cpu().numpy().astype(dtype)
+        return mask(logits, plan.threshold).cpu().numpy().astype(dtype)
     p = probability(logits, plan.activation)
     if dtype == np.uint8:
         p = (p * 255).round_().clamp_(0, 255).nan_to_num_(0)  # uint8 has no NaN, and what a cast makes of one varies

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -69,6 +69,29 @@ def test_networks_that_bands_would_round_too_far_run_whole() -> None:
     assert analysis.program is None and analysis.band(512) == 0 and not analysis.folded
     assert "bands round otherwise, by " in analysis.whole
     assert SHARE * TOLERANCE["float32"] < float(analysis.whole.split(" by ")[1].split()[0])
+
+
+class Watched(nn.Conv2d):
+    """Keeps how many threads torch had for images of which size."""
+
+    seen: ClassVar[list[tuple[int, int]]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append((x.shape[-1], torch.get_num_threads()))
+        return super().forward(x)
+
+
+def test_how_a_network_runs_is_decided_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is part of the plan, so a caller's threads may not change it; and the caller has as many afterwards."""
+    monkeypatch.setattr("pipeline.analysis.PROBE", 211)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        analysed(Watched(3, 2, 3))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert {threads for width, threads in Watched.seen if width == 211} == {1}
 
 
 def test_proofs_in_float64_are_not_folded() -> None:

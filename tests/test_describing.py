@@ -11,6 +11,8 @@ import torch
 import zarr
 
 import pipeline
+from pipeline.network.builtin import build
+from pipeline.network.folder import save_network
 
 
 @pytest.fixture
@@ -48,6 +50,19 @@ def test_one_channel_is_foreground(tmp_path: Path) -> None:
     pipeline.predict(np.zeros((1, 30, 30), np.uint8), net, tmp_path / "p.zarr", kind="probability", workers=1)
     channels = zarr.open_group(tmp_path / "p.zarr").attrs["ome"]["omero"]["channels"]
     assert [c["label"] for c in channels] == ["foreground"] and channels[0]["color"] != "000000"
+
+
+@pytest.mark.parametrize("names", [["ground", "gland"], ["gland"]])
+def test_one_channel_has_the_names_of_its_card(tmp_path: Path, names: list[str]) -> None:
+    arguments = {"base": 1, "depth": 0, "channels": 1, "classes": 1}
+    save_network(tmp_path / "net", "unet", arguments, build("unet", arguments), class_names=names)
+    image = np.zeros((1, 30, 30), np.uint8)
+    pipeline.predict(image, tmp_path / "net", tmp_path / "mask.zarr", workers=1)
+    label = zarr.open_group(tmp_path / "mask.zarr").attrs["ome"]["image-label"]
+    assert [p["name"] for p in label["properties"]] == [names[0] if len(names) > 1 else "background", "gland"]
+    pipeline.predict(image, tmp_path / "net", tmp_path / "p.zarr", kind="probability", workers=1)
+    channels = zarr.open_group(tmp_path / "p.zarr").attrs["ome"]["omero"]["channels"]
+    assert [c["label"] for c in channels] == ["gland"]
 
 
 def test_the_distance_of_planes_is_kept(tmp_path: Path, stack: Path) -> None:

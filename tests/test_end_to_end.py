@@ -17,12 +17,14 @@ import pytest
 import tifffile
 import torch
 import zarr
+from PIL import Image
 from torch import nn
 
 import pipeline
-from pipeline import api, commands, previewing, running
+from pipeline import api, checking, commands, previewing, running
 from pipeline.analysis import Analysis
 from pipeline.api import TilesFailed
+from pipeline.stitching.drawing import FIRST_CLASS
 from pipeline.stitching.ledger import Ledger
 from pipeline.storage.output import open_output
 from pipeline.tiling.geometry import Region
@@ -72,6 +74,26 @@ def test_a_preview_has_a_smaller_result_where_it_lies_in_the_image() -> None:
     assert previewing.extent(valid) == Region.of(5, 55, 3, 87)
     halved = pipeline.plan(image, nn.Sequential(nn.Conv2d(1, 2, 4, stride=2, padding=0)).eval())
     assert previewing.extent(halved) == Region.of(1, 59, 1, 89)
+
+
+def test_a_preview_outlines_what_the_mask_holds_also_of_a_network_that_ends_in_a_probability(tmp_path: Path) -> None:
+    image = np.zeros((1, 60, 90), np.float32)
+    image[:, 20:40, 30:50] = 2
+    ends_in_one, outlined = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Sigmoid()).eval(), []
+    nn.init.ones_(ends_in_one[0].weight)
+    nn.init.constant_(ends_in_one[0].bias, -1)
+    for kind in ("mask", "probability", "logits"):
+        output = tmp_path / f"{kind}.zarr"
+        pipeline.predict(image, ends_in_one, output, kind=kind, activation="none", workers=1)
+        with Image.open(output.with_suffix(".preview.png")) as page:
+            outlined.append(int((np.asarray(page) == FIRST_CLASS).all(axis=2).sum()))
+    assert outlined[0] == outlined[1] == outlined[2] > 0
+
+
+def test_a_class_that_rounding_may_decide_is_no_fault_of_a_mask() -> None:
+    """Of a network that ends in a probability, whose mask is what is above a half."""
+    nearly = torch.tensor([[[0.1, 0.5 + 1e-7, 0.9]]])
+    assert checking._unsure(nearly, 1e-5, 0.5).tolist() == [[False, True, False]]
 
 
 def test_nothing_of_the_callers_torch_changes(tmp_path: Path) -> None:

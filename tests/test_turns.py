@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,9 +21,11 @@ import pipeline
 from pipeline import running, turns
 from pipeline.api import TilesFailed
 from pipeline.ledgers import hold
+from pipeline.stitching.ledger import Ledger, Lock
 from pipeline.storage import scratch
 from pipeline.storage.location import location_of
 from pipeline.storage.reference import refer
+from pipeline.turns import Run
 from pipeline.worker import Job, start
 
 RAY = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(280)]
@@ -208,6 +210,18 @@ def test_a_result_is_read_from_any_working_directory(
     assert result.path == "o.zarr" and pixels.any()
     for again in (array[:], lazy.compute(), result.array[:], result.dask.compute()):
         np.testing.assert_array_equal(again, pixels)
+
+
+def test_an_image_whose_ledger_cannot_be_closed_lets_go_of_the_rest(tmp_path: Path) -> None:
+    """As where a bucket does not answer any more."""
+    lock, copy = Lock(tmp_path / "ledger"), scratch.Scratch(0, tmp_path / "copy")
+    ledger = Ledger.open(tmp_path / "other", "of a plan", 1)
+    os.close(ledger._file)
+    run = Run(cast(Any, None), cast(Any, None), ledger, lock, copy)
+    with pytest.raises(OSError):
+        run.close()
+    assert not copy.path.exists()
+    Lock(tmp_path / "ledger").release()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

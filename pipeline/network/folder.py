@@ -101,8 +101,8 @@ def _check_counts(card: dict[str, Any], module: nn.Module) -> None:
         built = arguments.get(key, default)
         if card.setdefault(key, built) != built:
             raise ValueError(f"{CARD} says {card[key]!r} {key}, but its arguments build {built}")
-    names = card.get("class_names")
-    if names is not None and (not isinstance(names, list) or len(names) not in (card["classes"], 2)):
-        raise ValueError(f"class_names {names!r}: {card['classes']} names are needed")
+    names, counts = card.get("class_names"), (1, 2) if card["classes"] == 1 else (card["classes"],)
+    if names is not None and (not isinstance(names, list) or len(names) not in counts):
+        raise ValueError(f"class_names {names!r}: {' or '.join(map(str, counts))} names are needed")
     if card.get("activation") not in (None, "softmax", "sigmoid", "none"):
         raise ValueError(f"activation {card['activation']!r}: one of softmax, sigmoid, none")

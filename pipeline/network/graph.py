@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from pipeline.network.prepare import Prepared
+from pipeline.network.prepare import Prepared, naming
 
 UNINITIALISED = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"}
 
@@ -263,7 +263,8 @@ def single_output(result: Any) -> torch.Tensor:
     tensors = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, torch.Tensor)]
     if len(tensors) != 1:
         names = f" ({', '.join(map(str, result))})" if isinstance(result, dict) else ""
-        raise ValueError(f"the network returns {len(tensors)} tensors{names}; choose one with output=")
+        first = next(iter(result), 0) if isinstance(result, dict) else 0
+        raise ValueError(f"the network returns {len(tensors)} tensors{names}: {naming(first)}")
     return tensors[0]
 
 

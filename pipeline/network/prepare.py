@@ -142,4 +142,9 @@ def _choose(entries: dict[str | int, Tensor], output: str | int | None) -> str |
     listed = ", ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in entries.items()) or "no tensor"
     if output is not None:
         raise ValueError(f"network has no output {output!r}: it returns {listed}")
-    raise ValueError(f"network returns {listed}: name one, as in load_network(net, output={next(iter(entries), 0)!r})")
+    raise ValueError(f"network returns {listed}: {naming(next(iter(entries), 0))}")
+
+
+def naming(key: str | int) -> str:
+    """How one of a network's outputs is named, for messages: in a command and in Python."""
+    return f"name one, as in --key {key}, or in Python load_network(net, output={key!r})"

@@ -3,20 +3,21 @@ in memory that several processes are to read."""
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import math
 import os
-import re
 import secrets
 import shutil
 import socket
 import tempfile
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cloudpickle
 import numpy as np
@@ -47,6 +48,9 @@ KEPT = ("format", "axes", "name", "volumetric")
 """Of an image's metadata, what its copy keeps: all that those need who only read pixels."""
 PREFIX = f"pipeline-scratch-{socket.gethostname()}-"
 """Of the copies that this machine's processes made: several may share the folder."""
+OWNER = ".owner"
+"""File in a copy's folder that its process keeps locked. The kernel lets go of it when that dies; numbers of processes
+would not do, as containers that share the folder do not see one another's."""
 
 
 def is_needed(source: Source, cache_bytes: int) -> bool:
@@ -105,7 +109,7 @@ def _side(chunk: int) -> int:
 
 def place() -> Path:
     """Where a folder of a copy can be made."""
-    return Path(tempfile.gettempdir(), f"{PREFIX}{os.getpid()}-{secrets.token_hex(8)}")
+    return Path(tempfile.gettempdir(), f"{PREFIX}{secrets.token_hex(8)}")
 
 
 class Scratch:
@@ -121,26 +125,34 @@ class Scratch:
                 f"a copy of the image in smaller chunks takes up to {needed / 1e9:.1f} GB, and {root} has "
                 f"{free / 1e9:.1f} GB left: set TMPDIR to a folder with room, or store the image in tiles"
             )
-        self.path.mkdir(0o700)
-        self.remove = weakref.finalize(self, _remove, self.path, os.getpid())
+        making = self.path.with_name(f".{self.path.name}")  # which nobody sweeps before it is locked
+        making.mkdir(0o700)
+        owner = (making / OWNER).open("w")
+        with suppress(OSError):  # of a file system without locks, on which nothing is swept
+            _lock(owner)
+        making.rename(self.path)
+        self.remove = weakref.finalize(self, _remove, self.path, owner, os.getpid())
 
 
-def _remove(path: Path, owner: int) -> None:
-    if os.getpid() == owner:  # not in a fork of the process that made it
+def _lock(owner: IO[str]) -> None:
+    """Raises BlockingIOError where another has it, OSError where there are no locks."""
+    fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _remove(path: Path, owner: IO[str], process: int) -> None:
+    owner.close()  # first: in a folder over the network, a file that is open cannot be removed
+    if os.getpid() == process:  # not in a fork of the process that made it
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _sweep(root: Path) -> None:
     """Removes what processes left that were killed."""
     for path in root.glob(f"{PREFIX}*"):
-        found = re.match(rf"{re.escape(PREFIX)}(\d+)-", path.name)
-        try:
-            if found and path.stat().st_uid == os.getuid():
-                os.kill(int(found[1]), 0)
-        except ProcessLookupError:
-            shutil.rmtree(path, ignore_errors=True)
-        except OSError:
-            continue
+        with suppress(OSError):  # it is locked, or not ours
+            if path.lstat().st_uid == os.getuid():
+                with (path / OWNER).open("w") as owner:
+                    _lock(owner)
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def copy(source: Source, what: str, at: Path) -> Scratch:

@@ -72,6 +72,11 @@ class Plan:
         return "mode" if self.kind == "mask" or self.layout.dtype == "bool" else "mean"
 
     @property
+    def threshold(self) -> float:
+        """Above which the network's only channel is foreground: of a logit, or of a probability in which it ends."""
+        return 0.5 if self.activation == "none" else 0.0
+
+    @property
     def output_bytes(self) -> int:
         """Size of all levels before compression."""
         item = {"bool": 1, "float16": 2}.get(self.layout.dtype) or int(

@@ -88,7 +88,7 @@ def batch_gradient(
     def passed(slope: Tensor | None) -> Sums:
         try:
             return accumulate(module, reads(), loss, slope, kept=kept, keep=keep, together=together, grouped=grouped)
-        except ValueError as error:  # a file that cannot be read, a label that is none: no other try would help
+        except (ValueError, OSError) as error:  # a file that is not seen, a label that is none: no other try would help
             return Sums.none(loss, str(error))
 
     module.zero_grad()

@@ -45,12 +45,13 @@ class Group:
     def each(self, make: Callable[[], T]) -> T:
         """What `make` returns on this worker.
 
-        Raises ValueError, on all workers, where it raised one on any: none is left waiting for one that has ended.
+        Raises ValueError, on all workers, where it raised one on any, or an OSError, as of a file that one does not
+        see: none is left waiting for one that has ended.
         """
-        problem = None
+        problem: Exception | None = None
         try:
             made = make()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             problem = error
         problems = [said for said in self.gather(None if problem is None else str(problem)) if said is not None]
         if problems:

@@ -65,7 +65,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "shallower": (lambda f: change_card(f, arguments={"base": 4, "depth": 0}), "which the architecture lacks"),
     "channels": (lambda f: change_card(f, channels=4), "says 4 channels, but its arguments build 3"),
     "classes": (lambda f: change_card(f, classes=3), "says 3 classes, but its arguments build 2"),
-    "names": (lambda f: change_card(f, class_names=["one"]), "class_names"),
+    "names": (lambda f: change_card(f, class_names=["one"]), "class_names ['one']: 2 names are needed"),
     "activation": (lambda f: change_card(f, activation="relu"), "activation 'relu': one of"),
     "normalise": (lambda f: change_card(f, normalise={"sclae": 1}), "unknown key 'sclae'"),
     "normalise numbers": (lambda f: change_card(f, normalise={"mean": [1, 2]}), "mean has 2 numbers"),
@@ -88,6 +88,21 @@ def test_a_folder_that_does_not_fit(tmp_path: Path, what: str) -> None:
     assert said in str(caught.value)
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("classes", "count", "needed"), [(3, 2, "3"), (1, 3, "1 or 2"), (1, 2, ""), (1, 1, ""), (3, 3, "")]
+)
+def test_classes_have_as_many_names_and_a_single_one_may_name_the_ground_too(
+    tmp_path: Path, classes: int, count: int, needed: str
+) -> None:
+    arguments = {**ARGUMENTS, "classes": classes}
+    save_network(tmp_path, "unet", arguments, build("unet", arguments), class_names=["a", "b", "c"][:count])
+    if not needed:
+        assert len(load_network(tmp_path).card["class_names"]) == count
+        return
+    with pytest.raises(ValueError, match=rf"class_names .*: {needed} names are needed$"):
+        load_network(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["network.json", "weights.safetensors"])

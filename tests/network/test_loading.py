@@ -141,7 +141,7 @@ def test_outputs_by_key(pack: Callable[[Tensor, Tensor], Any], output: Any, clas
 
 def test_outputs_must_be_named() -> None:
     module = Outputs(lambda a, b: {"out": a, "aux": b}).eval()
-    with pytest.raises(ValueError, match=r"returns 'out' .*, 'aux' .*: name one, as in .*output='out'"):
+    with pytest.raises(ValueError, match=r"returns 'out' .*, 'aux' .*: name one, as in --key out, or .*output='out'"):
         load_network(module)
     with pytest.raises(ValueError, match="no output 'main': it returns 'out'"):
         load_network(module, output="main")

@@ -130,6 +130,17 @@ def test_a_copy_ends_with_its_process_and_those_of_the_dead_are_swept(tmp_path: 
     copy.remove()
 
 
+def test_a_copy_whose_process_is_not_seen_here_is_not_swept(temporary: Path) -> None:
+    """As that of another container, which shares this one's name and folder but not its numbers of processes."""
+    theirs = scratch.Scratch(0, temporary / f"{scratch.PREFIX}4194305-0")
+    (theirs.path / "pixels").write_bytes(b"1")
+    ours = scratch.Scratch(0)
+    assert (theirs.path / "pixels").read_bytes() == b"1"
+    theirs.remove()
+    ours.remove()
+    assert not list(temporary.iterdir())
+
+
 def test_too_little_room_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="TMPDIR"):
         scratch.Scratch(1 << 60)

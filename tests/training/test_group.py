@@ -12,9 +12,14 @@ from pathlib import Path
 import torch.distributed as dist
 from torch import nn
 
+from pipeline.jobfile import validated
 from pipeline.training.group import Group
-from pipeline.training.loop import scores
+from pipeline.training.loop import scores, train
+from pipeline.training.run_folder import RunFolder
 from pipeline.training.validation import Validation
+from pipeline.training_job import TrainJob
+from pipeline.training_task import task_of
+from tests.training.test_training import job
 from tests.training.test_validation import made, network
 
 WORLD = 2
@@ -53,18 +58,27 @@ def own(ranks: set[int], group: Group) -> int:
     return group.each(make)
 
 
-def test_a_held_out_image_that_cannot_be_decoded_ends_all_workers(tmp_path: Path) -> None:
+def test_a_file_that_a_worker_cannot_read_ends_all(tmp_path: Path) -> None:
+    """A held-out image that is damaged, a label that is not seen, and an image to train on that is not."""
     module, held = network("unet"), []
-    for name in ("whole", "cut"):
+    for name in ("whole", "cut", "gone"):
         (tmp_path / name).mkdir()
         held.append(made(tmp_path / name, module))
     assert held[1].tiles[-1][0] == 2  # which the second worker reads
-    image = tmp_path / "cut" / "2.npy"
+    image, label = tmp_path / "cut" / "2.npy", tmp_path / "gone" / "2_label.npy"
     image.write_bytes(image.read_bytes()[:2000])
+    label.unlink()
+    task = task_of(validated(TrainJob, job(tmp_path, steps=1, batch="image", workers=2)))
+    RunFolder(task.folder).begin({})
+    for pair in task.pairs:
+        Path(pair.image).unlink()
     alone = str(mean_iou(held[0], module, Group()))
-    whole, cut = on_workers(tmp_path, *(partial(mean_iou, one, module) for one in held))
+    runs = *(partial(mean_iou, one, module) for one in held), partial(train, task)
+    whole, cut, gone, trained = on_workers(tmp_path, *runs)
     assert whole == [alone] * WORLD
     assert cut[0] == cut[1] and cut[0].startswith(f"ValueError: {image}")
+    assert gone == [f"ValueError: no such file: {label}"] * WORLD
+    assert trained == [f"ValueError: step 1: no such file: {task.pairs[0].image}"] * WORLD
 
 
 def test_all_workers_raise_what_the_first_with_a_problem_met(tmp_path: Path) -> None:
