@@ -19,6 +19,7 @@ from pipeline.config import Options, options
 from pipeline.jobfile import load_job, validated
 from pipeline.ledgers import FOLDER, forget_ledger, hold, open_ledger, read_ledger
 from pipeline.network.loading import Network, load_network
+from pipeline.network.names import resolve
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, default_workers, drive, template
 from pipeline.storage.location import Inputs, Location, is_url, local_path, location_of, name_of
@@ -65,7 +66,8 @@ def predict(
     asked = options(**given)
     if not os.fspath(output):
         raise ValueError("say where the prediction goes: output='big.zarr'")
-    analysis = Analysis(_network(net, asked), asked, "nuclei" if net is None else net)
+    source = resolve(net) if net is None or isinstance(net, str | os.PathLike) else None
+    analysis = Analysis(_network(net, asked), asked, source)
     if not isinstance(image, list | tuple):
         return _only(_work([image], [os.fspath(output)], analysis, asked, report, template))
     outputs = _outputs(image, os.fspath(output))

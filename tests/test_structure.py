@@ -22,7 +22,7 @@ ARROWS = {
     "storage": {"tiling"},
     "network": {"tiling"},
     "stitching": {"tiling"},
-    "jobfile": set[str](),
+    "jobfile": {"network"},
     "config": {"tiling", "jobfile"},
     "training_job": {"config", "jobfile"},
     "previewing": {"storage", "stitching", "tiling"},
