@@ -30,7 +30,7 @@ def numbers(kind: type[int] | type[float], count: int = 0) -> Callable[[str], tu
 def parse() -> dict[str, Any]:
     p = Parser(prog="python -m pipeline.infer", description=__doc__)
     p.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or patterns such as 'photos/*.jpg'")
-    p.add_argument("-o", "--output", help="the output; a folder where there are several images, or FOLDER/")
+    p.add_argument("-o", "--output", help="the output; a folder for several images or a pattern, or FOLDER/")
     p.add_argument("--network", help="a .pt2 file, a network folder or a built-in's name (default: nuclei)")
     p.add_argument("--kind", choices=("mask", "probability", "logits"), help="what is stored (default: mask)")
     p.add_argument("--engine", choices=("local", "ray", "dask"), help="where work runs (default: local)")
@@ -64,15 +64,16 @@ def main() -> int:
     given = parse()
     from pipeline import api
 
-    images = api.expand(given.pop("images"))
+    typed = given.pop("images")
+    images, several = api.asked_for(typed if len(typed) > 1 else typed[0])
     output, net, verify = given.pop("output", None), given.pop("network", None), given.pop("verify", False)
     if given.pop("dry_run", False):
         for image, (plan, seconds) in zip(images, api.forecasts(images, net, **given), strict=True):
             print(describe(image, plan, seconds))
         return 0
-    if len(images) > 1 and output is None:
-        raise ValueError(f"{len(images)} images need a folder for their outputs: -o FOLDER")
-    folder = len(images) > 1 or ((output or "").endswith("/") and not (output or "").endswith(".zarr/"))
+    if several and output is None:
+        raise ValueError("several images, or a pattern, need a folder for their outputs: -o FOLDER")
+    folder = several or ((output or "").endswith("/") and not (output or "").endswith(".zarr/"))
     target = api.default_output(images[0]) if output is None else output
     return predict(images, target, net, folder=folder, verify=verify, given=given)
 
