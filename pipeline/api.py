@@ -16,7 +16,7 @@ from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
 from pipeline.jobfile import load_job, validated
 from pipeline.ledgers import FOLDER, forget_ledger, hold, open_ledger, read_ledger
-from pipeline.naming import asked_for, default_output, outputs_within
+from pipeline.naming import asked_for, default_output, outputs_asked_for, outputs_within
 from pipeline.network.loading import Network, load_network
 from pipeline.network.names import resolve
 from pipeline.network.receptive_field import receptive_field as derive
@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from pipeline.engines.template import Template
     from pipeline.training_run import Trained
 
-__all__ = ["Report", "Result", "TilesFailed", "asked_for", "convert", "default_output", "export", "extend", "plan",
-           "predict", "predict_lazy", "receptive_field", "template", "train", "verify"]  # fmt: skip
+__all__ = ["Report", "Result", "TilesFailed", "asked_for", "convert", "default_output", "export", "extend",
+           "outputs_asked_for", "plan", "predict", "predict_lazy", "receptive_field", "template", "train",
+           "verify"]  # fmt: skip
 
 
 NAMED = 3

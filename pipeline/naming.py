@@ -10,7 +10,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pipeline.storage.location import Location, is_url, local_path, name_of
+from pipeline.storage.location import Location, is_url, local_path, location_of, name_of
+from pipeline.storage.output import is_ours
 from pipeline.storage.remote import matching
 
 
@@ -44,6 +45,17 @@ def _check_folder(path: str) -> None:
         if not is_zarr(Path(path)):
             inside = os.path.join(path, "*")
             raise ValueError(f"{path} is a folder, and no Zarr array or group: for the images in it give '{inside}'")
+
+
+def outputs_asked_for(places: Sequence[str]) -> list[str]:
+    """The outputs that paths and patterns stand for, each once; a folder that is none for those directly in it."""
+    found: list[str] = []
+    for place in expand(places):
+        folder, inside = location_of(place), list[str]()
+        if not is_ours(place) and (is_url(place) or os.path.isdir(place)):
+            inside = [path for path in (str(folder.within(name)) for name in folder.names()) if is_ours(path)]
+        found += inside or [place]
+    return list(dict.fromkeys(found))
 
 
 def default_output(image: str) -> str:
