@@ -20,9 +20,9 @@ from PIL import Image
 from torch import nn
 
 import pipeline
-from pipeline.network.builtin import BUNDLED
 from pipeline.network.folder import save_network
 from pipeline.network.loading import load_network
+from pipeline.network.names import BUNDLED
 from pipeline.tiling.geometry import ReceptiveField
 
 BEGUN = "from weights of 3600 steps on random crops of the same training images (benchmarks/train_nuclei.py, 166c762)"

@@ -23,7 +23,8 @@ import torch
 from svg import alone
 from torch import nn
 
-from pipeline.network.builtin import UNTRAINED, build
+from pipeline.network.builtin import build
+from pipeline.network.names import UNTRAINED
 from pipeline.network.receptive_field import receptive_field
 from pipeline.network.sizes import least_size
 from pipeline.reporting.charts import Line, line_chart

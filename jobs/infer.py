@@ -17,9 +17,7 @@ def main() -> int:
     job = load_job(InferJob, asked.job, asked.overrides)
     from pipeline import api
 
-    asked_for = [job.image] if isinstance(job.image, str) else list(job.image)
-    images = api.expand(asked_for)
-    folder = not isinstance(job.image, str) or images != asked_for
+    images, folder = api.asked_for(job.image)
     print(f"{len(images)} image{'s' * (len(images) > 1)} into {job.output}, engine {job.engine}", flush=True)
     return predict(images, job.output, job.network, folder=folder, verify=job.verify, given=job.options())
 

@@ -59,7 +59,7 @@ CACHE_BYTES = 64_000_000
 class Analysis:
     """A network with everything that is derived from it once, for any number of images."""
 
-    def __init__(self, network: Network, options: Options, source: Any = None) -> None:
+    def __init__(self, network: Network, options: Options, source: str | None = None) -> None:
         self.network, self.options, self.source = network, options, source
         # Where each worker is given a GPU, those count, and not what the driver's machine has.
         theirs = options.engine == "ray" and options.worker_gpus > 0 and options.device != "cpu"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,14 +16,15 @@ from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
 from pipeline.jobfile import load_job, validated
 from pipeline.ledgers import FOLDER, forget_ledger, hold, open_ledger, read_ledger
+from pipeline.naming import asked_for, default_output, outputs_asked_for, outputs_within
 from pipeline.network.loading import Network, load_network
+from pipeline.network.names import resolve
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, default_workers, drive, template
-from pipeline.storage.location import Inputs, Location, is_url, local_path, location_of, name_of
+from pipeline.storage.location import Inputs, Location, location_of, name_of
 from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
 from pipeline.storage.reading import extend_to
 from pipeline.storage.reference import Reference, refer
-from pipeline.storage.remote import matching
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
 from pipeline.training_job import TrainJob
@@ -36,8 +35,9 @@ if TYPE_CHECKING:
     from pipeline.engines.template import Template
     from pipeline.training_run import Trained
 
-__all__ = ["Report", "Result", "TilesFailed", "convert", "export", "extend", "plan", "predict", "predict_lazy",
-           "receptive_field", "template", "train", "verify"]  # fmt: skip
+__all__ = ["Report", "Result", "TilesFailed", "asked_for", "convert", "default_output", "export", "extend",
+           "outputs_asked_for", "plan", "predict", "predict_lazy", "receptive_field", "template", "train",
+           "verify"]  # fmt: skip
 
 
 NAMED = 3
@@ -65,7 +65,8 @@ def predict(
     asked = options(**given)
     if not os.fspath(output):
         raise ValueError("say where the prediction goes: output='big.zarr'")
-    analysis = Analysis(_network(net, asked), asked, "nuclei" if net is None else net)
+    source = resolve(net) if net is None or isinstance(net, str | os.PathLike) else None
+    analysis = Analysis(_network(net, asked), asked, source)
     if not isinstance(image, list | tuple):
         return _only(_work([image], [os.fspath(output)], analysis, asked, report, template))
     outputs = _outputs(image, os.fspath(output))
@@ -268,13 +269,7 @@ def _outputs(images: Sequence[Any], folder: str) -> list[str]:
     if is_ours(folder):
         raise ValueError(f"{folder} is an output, but several images need a folder: give another name")
     within.make()
-    taken: dict[str, None] = {}
-    for number, image in enumerate(images):
-        name = name_of(image) if isinstance(image, str | os.PathLike) else f"image-{number}"
-        while name in taken:
-            name += f"-{number}"
-        taken[name] = None
-    return [str(within.within(f"{name}.zarr")) for name in taken]
+    return outputs_within(within, images)
 
 
 def _work(
@@ -348,20 +343,3 @@ def _few(failures: Sequence[str]) -> str:
 
 def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-
-
-def default_output(image: str) -> str:
-    """big.zarr in the working directory; big.result.zarr where the image is big.zarr."""
-    name = name_of(os.path.abspath(image))
-    return f"{name}.result.zarr" if Path(image).name.endswith(".zarr") else f"{name}.zarr"
-
-
-def expand(patterns: Sequence[str]) -> list[str]:
-    """Paths that shell-like patterns stand for, each once; what is a file already is taken at its word."""
-    found: list[str] = []
-    for pattern in patterns:
-        pattern = local_path(pattern)
-        listed = matching if is_url(pattern) else glob.glob
-        matches = [] if os.path.exists(pattern) or not glob.has_magic(pattern) else sorted(listed(pattern))
-        found += matches or [pattern]
-    return list(dict.fromkeys(found))

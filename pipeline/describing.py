@@ -34,7 +34,7 @@ def attributes(plan: Plan, image: Any, opened: Image, analysis: Analysis | None,
         "source": {
             "image": _source(image),
             "open": {"axes": asked.axes, "level": asked.level or 0},
-            "network": _source(analysis.source) if analysis else None,
+            "network": analysis.source if analysis else None,
             "load": {"output": asked.key, "scale": asked.scale, "mean": asked.mean, "std": asked.std},
         },
         "versions": versions,
@@ -43,7 +43,7 @@ def attributes(plan: Plan, image: Any, opened: Image, analysis: Analysis | None,
 
 
 def _source(thing: Any) -> str | None:
-    """A path made absolute, a built-in's name as it is; None for what lives in the caller's memory alone."""
+    """A path made absolute, a URL as it is; None for what lives in the caller's memory alone."""
     if not isinstance(thing, str | os.PathLike):
         return None
     return os.path.abspath(thing) if os.path.exists(thing) else os.fspath(thing)

@@ -8,7 +8,7 @@ from pipeline.commands import Parser, run
 def main() -> int:
     p = Parser(prog="python -m pipeline.export", description=__doc__)
     p.add_argument("network", metavar="NETWORK", help="the folder of a training run, or a built-in's name")
-    p.add_argument("output", metavar="OUT.pt2")
+    p.add_argument("output", metavar="OUT.pt2", help="a new file")
     given = p.parse_args()
     from pipeline import api
 

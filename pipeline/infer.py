@@ -9,6 +9,9 @@ from typing import Any
 from pipeline import Plan
 from pipeline.commands import Parser, predict, run
 
+DTYPES = "float32", "float64", "bfloat16", "float16"
+ACTIVATION = "of probability (default: as the network's card says, else softmax, or sigmoid of one channel)"
+
 
 def numbers(kind: type[int] | type[float], count: int = 0) -> Callable[[str], tuple[float, ...]]:
     """A parser of numbers with commas between them."""
@@ -30,7 +33,7 @@ def numbers(kind: type[int] | type[float], count: int = 0) -> Callable[[str], tu
 def parse() -> dict[str, Any]:
     p = Parser(prog="python -m pipeline.infer", description=__doc__)
     p.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or patterns such as 'photos/*.jpg'")
-    p.add_argument("-o", "--output", help="the output; a folder where there are several images, or FOLDER/")
+    p.add_argument("-o", "--output", help="the output; a folder for several images or a pattern, or FOLDER/")
     p.add_argument("--network", help="a .pt2 file, a network folder or a built-in's name (default: nuclei)")
     p.add_argument("--kind", choices=("mask", "probability", "logits"), help="what is stored (default: mask)")
     p.add_argument("--engine", choices=("local", "ray", "dask"), help="where work runs (default: local)")
@@ -47,16 +50,17 @@ def parse() -> dict[str, Any]:
     p.add_argument("--axes", help="axes of the image where it does not name them, such as CYX")
     p.add_argument("--level", type=int, help="resolution level of the image, 0 the finest")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), help="cuda is untried on hardware")
-    p.add_argument("--precision", choices=("float32", "float64", "bfloat16", "float16"))
+    p.add_argument("--precision", choices=DTYPES, help="numbers that the network computes with (default: float32)")
     p.add_argument("--mode", choices=("exact", "blend"), help="blend approximates networks that are not local")
     p.add_argument("--window", type=int, help="side of the windows of --mode blend")
     p.add_argument("--reach", type=int, help="pixels that an unknown operation's network sees on each side")
     p.add_argument("--key", help="of the output to take, where the network returns several")
-    p.add_argument("--activation", choices=("softmax", "sigmoid", "none"))
+    p.add_argument("--activation", choices=("softmax", "sigmoid", "none"), help=ACTIVATION)
     p.add_argument("--store", choices=("uint8", "float32"), help="of probability (default: uint8)")
     p.add_argument("--tune", action="store_true", help="measure which height of bands is fastest here, before the run")
-    for flag in ("--overwrite", "--dry-run", "--verify"):
-        p.add_argument(flag, action="store_true")
+    p.add_argument("--overwrite", action="store_true", help="begin anew in place of an output that is there")
+    p.add_argument("--dry-run", action="store_true", help="say what would be done and what it takes, and do nothing")
+    p.add_argument("--verify", action="store_true", help="recompute parts of the result afterwards, and compare")
     return {k: v for k, v in vars(p.parse_args()).items() if v is not None and v is not False}
 
 
@@ -64,15 +68,16 @@ def main() -> int:
     given = parse()
     from pipeline import api
 
-    images = api.expand(given.pop("images"))
+    typed = given.pop("images")
+    images, several = api.asked_for(typed if len(typed) > 1 else typed[0])
     output, net, verify = given.pop("output", None), given.pop("network", None), given.pop("verify", False)
     if given.pop("dry_run", False):
         for image, (plan, seconds) in zip(images, api.forecasts(images, net, **given), strict=True):
             print(describe(image, plan, seconds))
         return 0
-    if len(images) > 1 and output is None:
-        raise ValueError(f"{len(images)} images need a folder for their outputs: -o FOLDER")
-    folder = len(images) > 1 or ((output or "").endswith("/") and not (output or "").endswith(".zarr/"))
+    if several and output is None:
+        raise ValueError("several images, or a pattern, need a folder for their outputs: -o FOLDER")
+    folder = several or ((output or "").endswith("/") and not (output or "").endswith(".zarr/"))
     target = api.default_output(images[0]) if output is None else output
     return predict(images, target, net, folder=folder, verify=verify, given=given)
 
@@ -82,7 +87,7 @@ def describe(image: str, plan: Plan, seconds: float) -> str:
     f = plan.field
     return "\n".join(
         (
-            f"{image}: {plan.size[1]} x {plan.size[0]} pixels, {plan.planes} planes",
+            f"{image}: {plan.size[0]} rows x {plan.size[1]} columns, {plan.planes} planes",
             f"network {plan.network['name'] if plan.network else ''}: reach {f.before} before, {f.after} after, "
             f"alignment {f.alignment}, rate {float(f.rate[0]):g} x {float(f.rate[1]):g}",
             f"{plan.tiles} tiles of {plan.core[0]} x {plan.core[1]}, read amplification {plan.read_amplification:.3f}, "

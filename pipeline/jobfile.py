@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
+from pipeline.network.names import resolve
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -48,12 +50,11 @@ def _located(value: Any) -> Any:
 
 
 def _located_or_named(value: Any) -> Any:
-    """A built-in's name stays, a path is made absolute."""
-    if not isinstance(value, str):  # a Path is never a name
-        return _located(value)
-    path = os.path.join(getattr(value, "folder", ""), value)
-    is_path = os.sep in value or value.endswith(".pt2") or os.path.exists(path)
-    return _located(value) if is_path else value
+    """A built-in's name says that it is one, a path is made absolute."""
+    if not isinstance(value, str | os.PathLike):
+        return value
+    found = resolve(value, getattr(value, "folder", ""))
+    return _located(value) if os.path.isabs(found) else found
 
 
 DataPath = Annotated[str, BeforeValidator(_located)]

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
 
 from pipeline.engines.units import THREADS
+from tests import warm
 
 HELD_UP = """
 import atexit, threading, time
@@ -77,3 +84,31 @@ def test_a_command_that_is_held_up_in_ending_says_where_and_ends() -> None:
     _, said = process.communicate(timeout=20)
     assert process.returncode == 1
     assert said.startswith("ended: the same command continues\nTimeout") and "most recent call first" in said
+
+
+def said_by(*words: str, folder: Path) -> str:
+    line, variables = [warm.python(), "-m", *words], os.environ | {"COLUMNS": "200"}
+    done = subprocess.run(line, cwd=folder, env=variables, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", ["infer", "train", "verify", "convert", "export"])
+def test_every_option_and_argument_says_what_it_is(command: str, tmp_path: Path) -> None:
+    """Beside its name, or in the next line where that is long."""
+    listed = said_by(f"pipeline.{command}", "--help", folder=tmp_path).partition("positional arguments:")[2]
+    entries = re.findall(r"^  (\S.*(?:\n {8,}\S.*)*)$", listed, re.MULTILINE)
+    assert len(entries) >= 3 and [e for e in entries if not re.search(r"\S(  |\n).*\S", e)] == []
+
+
+def test_sizes_are_rows_by_columns_and_a_copy_counts_as_a_result_does(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "big.tif", np.zeros((300, 120, 3), np.uint8), photometric="rgb")
+    image, network, tiles, *_ = said_by("pipeline.infer", "big.tif", "--dry-run", folder=tmp_path).splitlines()
+    assert image == "big.tif: 300 rows x 120 columns, 1 planes" and "rate 1 x 1" in network
+    rows, columns = map(int, re.findall(r"^1 tiles of (\d+) x (\d+), ", tiles)[0])
+    assert rows >= 300 > columns >= 120
+    copied = said_by("pipeline.convert", "big.tif", "c.zarr", "--workers", "1", folder=tmp_path)
+    assert copied == "c.zarr: done: 1 tiles, 1 levels\n"
+    assert "finished already, nothing to do: 1 tiles, " in said_by(
+        "pipeline.convert", "big.tif", "c.zarr", folder=tmp_path
+    )

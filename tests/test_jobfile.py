@@ -85,7 +85,7 @@ def test_paths_start_where_they_were_written(tmp_path: Path) -> None:
     file = written(tmp_path, "image: [a.tif, s3://bucket/b.tif, /data/c.tif]\noutput: results\nnetwork: nuclei")
     job = load_job(InferJob, file)
     assert job.image == (f"{tmp_path}/a.tif", "s3://bucket/b.tif", "/data/c.tif")
-    assert (job.output, job.network) == (f"{tmp_path}/results", "nuclei")
+    assert (job.output, job.network) == (f"{tmp_path}/results", "builtin:nuclei")
     job = load_job(InferJob, file, ["image=a.tif", "network=net.pt2"])
     assert (job.image, job.network) == (f"{tmp_path}/elsewhere/a.tif", f"{tmp_path}/elsewhere/net.pt2")
     assert job.output == f"{tmp_path}/results"
@@ -217,7 +217,7 @@ def test_a_submitted_job_takes_no_relative_path(
     with pytest.raises(ValueError, match="in a submitted job give an absolute path or a URL that every node sees"):
         load_job(InferJob, file, overrides)
     job = load_job(InferJob, file, ["image=/a.tif", "output=s3://bucket/b.zarr"])
-    assert (job.image, job.output, job.network) == ("/a.tif", "s3://bucket/b.zarr", "nuclei")
+    assert (job.image, job.output, job.network) == ("/a.tif", "s3://bucket/b.zarr", "builtin:nuclei")
     with pytest.raises(ValueError, match=r"network=\./net\.pt2: in a submitted job"):
         load_job(InferJob, file, ["image=/a.tif", "output=/b.zarr", "network=./net.pt2"])
 

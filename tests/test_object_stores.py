@@ -22,8 +22,8 @@ import zarr
 from obstore.store import from_url
 
 import pipeline
-from pipeline.api import expand
 from pipeline.ledgers import hold
+from pipeline.naming import expand
 from pipeline.preflight import preflight
 from pipeline.stitching import lease
 from pipeline.storage.location import location_of

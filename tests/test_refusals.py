@@ -21,7 +21,8 @@ from torch import nn
 
 import pipeline
 from pipeline import commands, infer
-from pipeline.api import TilesFailed, expand
+from pipeline.api import TilesFailed
+from pipeline.naming import expand
 
 
 @pytest.fixture
@@ -99,11 +100,11 @@ def test_the_image_is_never_overwritten(
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("second", ["many/a.zarr", "link.zarr", "many/a.preview.png"])
+@pytest.mark.parametrize("second", ["many/a.zarr/0", "link.zarr", "many/a.preview.png"])
 def test_no_image_of_the_call_is_overwritten_before_its_turn(
     second: str, image: Path, net: nn.Module, tmp_path: Path
 ) -> None:
-    """Not by its own name, through a link, nor by a preview, though what is there be ours; it is done itself."""
+    """Not where it lies, through a link, nor by a preview, though what is there be ours; it is done itself."""
     (tmp_path / "many").mkdir()
     if second == "many/a.preview.png":
         pipeline.predict(image, net, tmp_path / "many/a.zarr", workers=1)
@@ -112,7 +113,7 @@ def test_no_image_of_the_call_is_overwritten_before_its_turn(
     (tmp_path / "link.zarr").symlink_to("many/a.zarr")
     images = [shutil.copy(image, tmp_path / "a.tif"), tmp_path / second]
     before = contents(tmp_path / "many")
-    with pytest.raises(TilesFailed, match=rf"^1 of 2 images failed: .*a.tif: .* the image .*{second}") as failed:
+    with pytest.raises(TilesFailed, match=rf"^1 of 2 images failed: .*a.tif: .*the image .*{second}") as failed:
         pipeline.predict(images, net, tmp_path / "many", workers=1, overwrite=True)
     assert len(failed.value.results) == 1
     assert contents(tmp_path / "many").items() >= before.items()
@@ -122,8 +123,8 @@ def test_an_image_that_is_yet_to_be_made_is_no_output_of_the_same_call(
     image: Path, net: nn.Module, tmp_path: Path
 ) -> None:
     first = shutil.copy(image, tmp_path / "a.tif")
-    with pytest.raises(TilesFailed, match=r"^2 of 2 images failed: .*a.zarr is the image .* no such file"):
-        pipeline.predict([first, tmp_path / "many" / "a.zarr"], net, tmp_path / "many", workers=1)
+    with pytest.raises(TilesFailed, match=r"^2 of 2 images failed: .*a.zarr/0 lies in the output .* no such file"):
+        pipeline.predict([first, tmp_path / "many" / "a.zarr" / "0"], net, tmp_path / "many", workers=1)
 
 
 def test_a_folder_of_outputs_must_be_a_folder(image: Path, net: nn.Module, tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def test_what_is_not_given_is_the_default_of_the_example_or_off() -> None:
 
 
 def test_a_network_to_start_from_is_a_path_or_a_name(tmp_path: Path) -> None:
-    assert validated(TrainJob, LEAST | {"network": "nuclei"}).network == "nuclei"
+    assert validated(TrainJob, LEAST | {"network": "nuclei"}).network == "builtin:nuclei"
     assert load_job(TrainJob, written(tmp_path, FULL), ["network=/runs/a"]).network == "/runs/a"
 
 

@@ -1,40 +1,20 @@
-"""The architectures that a network folder can name, and the networks that have a name of their own."""
+"""The architectures that a network folder can name, built with random weights."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.network.fcn import FCN
+from pipeline.network.names import UNTRAINED
 from pipeline.network.normalise import Normalisation
 from pipeline.network.unet import UNet
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "fcn": FCN}
-
-BUNDLED = Path(__file__).parent / "bundled"
-"""One network folder for each trained network that comes with the package."""
-
-VGG16 = {"widths": [64, 128, 256, 512, 512], "head": 4096}
-TINY = {"widths": [4, 8, 8, 16, 16], "convolutions": [1, 1, 1, 1, 1], "head": 16}
-UNTRAINED: dict[str, tuple[str, dict[str, Any]]] = {
-    "unet-tiny": ("unet", {"base": 4, "depth": 2}),
-    "unet": ("unet", {"base": 16, "depth": 4}),
-    "unet-large": ("unet", {"base": 64, "depth": 4}),
-    **{f"fcn{v}s-tiny": ("fcn", {"variant": v, **TINY}) for v in (32, 16, 8)},
-    **{f"fcn{v}s": ("fcn", {"variant": v}) for v in (32, 16, 8)},
-    **{f"fcn{v}s-vgg16": ("fcn", {"variant": v, **VGG16}) for v in (32, 16, 8)},
-}
-"""Architecture and arguments by name; their weights are random, from a fixed seed."""
-
-
-def builtin_names() -> list[str]:
-    """Every name that `load_network` takes, trained ones first."""
-    return sorted(p.parent.name for p in BUNDLED.glob("*/network.json")) + sorted(UNTRAINED)
 
 
 def build(architecture: str, arguments: Mapping[str, Any], normalise: Normalisation | None = None) -> nn.Module:

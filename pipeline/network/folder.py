@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pipeline.network.builtin import build
+from pipeline.network.names import CARD
 from pipeline.network.normalise import check_normalisation
 
-CARD = "network.json"
 WEIGHTS = "weights.safetensors"
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.network.builtin import BUNDLED, UNTRAINED, build_untrained, builtin_names
+from pipeline.network.builtin import build_untrained
 from pipeline.network.folder import read_folder
 from pipeline.network.identity import identify
+from pipeline.network.names import BUILTIN, BUNDLED, UNTRAINED, builtin_names, resolve
 from pipeline.network.normalise import Normalisation, check_normalisation
 from pipeline.network.prepare import evaluating, infer_channels, prepare
 from pipeline.network.pt2 import from_program, read_pt2
@@ -98,7 +99,7 @@ def load_network(
         module, card = from_program(net)
         card["name"] = "program"
     elif net is None or isinstance(net, str | os.PathLike):
-        module, card = _load("nuclei" if net is None else net)
+        module, card = _load(net)
     else:
         raise ValueError(f"{type(net).__name__} is no network: give a torch.nn.Module, a file or a name")
     channels = card.get("channels") or infer_channels(module)
@@ -125,21 +126,25 @@ def choose_device(device: str) -> str:
     return device
 
 
-def _load(source: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
-    name, path = os.fspath(source), Path(source)
+def _load(source: str | os.PathLike[str] | None) -> tuple[nn.Module, dict[str, Any]]:
+    if source is None or resolve(source).startswith(BUILTIN):
+        return _load_builtin(resolve(source).removeprefix(BUILTIN))
+    path = Path(source)
+    if path.is_dir():
+        return read_folder(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{source}: no such file or folder, nor a built-in: {', '.join(builtin_names())}")
+    if path.suffix != ".pt2":
+        raise ValueError(f"{source}: not a network: give a .pt2 of torch.export, a network folder or a built-in's name")
+    return read_pt2(path)
+
+
+def _load_builtin(name: str) -> tuple[nn.Module, dict[str, Any]]:
     if name in UNTRAINED:
         architecture, arguments = UNTRAINED[name]
         card = {"name": name, "architecture": architecture, "arguments": arguments}
         return build_untrained(name), {**card, "data": "none: untrained, weights are random from seed 0"}
-    if (BUNDLED / name / "network.json").is_file() and path.name == name:
-        return read_folder(BUNDLED / name)
-    if path.is_dir():
-        return read_folder(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{name}: no such file or folder, nor a built-in: {', '.join(builtin_names())}")
-    if path.suffix != ".pt2":
-        raise ValueError(f"{name}: not a network: give a .pt2 of torch.export, a network folder or a built-in's name")
-    return read_pt2(path)
+    return read_folder(BUNDLED / name)
 
 
 def _completed(

@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from pipeline.network.folder import CARD
+from pipeline.network.names import CARD
 from pipeline.reporting.charts import Line, line_chart, smoothed
 from pipeline.reporting.examples import PANELS, Example
 from pipeline.reporting.sampling_map import SamplingMap

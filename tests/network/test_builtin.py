@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.network.builtin import ARCHITECTURES, UNTRAINED, build, build_untrained, builtin_names
+from pipeline.network.builtin import ARCHITECTURES, build, build_untrained
 from pipeline.network.fcn import FCN
+from pipeline.network.names import UNTRAINED, builtin_names
 from pipeline.network.unet import UNet
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.network.builtin import BUNDLED
 from pipeline.network.loading import Network, choose_device, load_network
+from pipeline.network.names import BUNDLED
 from pipeline.network.prepare import infer_channels
 
 
