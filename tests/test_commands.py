@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
+import pytest
+
+from pipeline.commands import NEEDED
 from pipeline.engines.units import THREADS
+
+ROOT = Path(__file__).parents[1]
 
 HELD_UP = """
 import atexit, threading, time
@@ -77,3 +86,28 @@ def test_a_command_that_is_held_up_in_ending_says_where_and_ends() -> None:
     _, said = process.communicate(timeout=20)
     assert process.returncode == 1
     assert said.startswith("ended: the same command continues\nTimeout") and "most recent call first" in said
+
+
+@pytest.mark.parametrize("command", ["infer IMAGE", "train JOB", "verify OUT", "convert IMAGE OUT", "export NET OUT"])
+def test_a_python_without_the_dependencies_is_told_in_one_line(command: str) -> None:
+    """Such as the one that is found where .venv was not activated."""
+    words = [sys.executable, "-S", "-m", *f"pipeline.{command}".split()]
+    done = subprocess.run(words, cwd=ROOT, env={}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        rf"error: {sys.executable} has no \w+: .*\. \.venv/bin/activate.*pip install \.\)\n", done.stderr
+    )
+
+
+def test_a_missing_module_that_no_installation_would_bring_is_not_hidden() -> None:
+    code = "from pipeline import commands\ndef main():\n    import nothing_of_the_kind\ncommands.run(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "nothing_of_the_kind" in done.stderr
+
+
+def test_what_is_known_as_needed_are_the_dependencies() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    wanted = {re.split(r"[\[>=;]", line)[0].lower(): ";" in line for line in listed}
+    owners = packages_distributions()
+    known = {owner.lower() for name in NEEDED for owner in owners.get(name, [])}
+    assert {name for name, conditional in wanted.items() if not conditional} <= known <= set(wanted)
