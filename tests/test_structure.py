@@ -23,6 +23,7 @@ ARROWS = {
     "network": {"tiling"},
     "stitching": {"tiling"},
     "jobfile": set[str](),
+    "keywords": set[str](),
     "config": {"tiling", "jobfile"},
     "training_job": {"config", "jobfile"},
     "previewing": {"storage", "stitching", "tiling"},
@@ -59,7 +60,7 @@ ARROWS = {
         "training",
         *PARTS,
     },
-    "": {"api", "training_run", "storage", "network", "tiling"},
+    "": {"api", "keywords", "training_run", "storage", "network", "tiling"},
     "commands": {"api"},
     "command": {"", "api", "config", "training_job", "jobfile", "commands"},
     "jobs": {"", "api", "config", "training_job", "jobfile", "commands"},
@@ -181,3 +182,9 @@ def test_public_functions_stay_functions_after_everything_was_imported() -> None
 
 def test_everything_that_is_promised_is_there() -> None:
     assert run("import pipeline; print([n for n in pipeline.__all__ if not hasattr(pipeline, n)])") == "[]"
+
+
+def test_what_is_raised_and_returned_is_known_by_its_public_name() -> None:
+    code = "import pipeline.api as a, pipeline as p; print([p.TilesFailed is a.TilesFailed, p.Result is a.Result, "
+    code += "p.Report is a.Report, hasattr(p, 'nothing'), issubclass(p.TilesFailed, RuntimeError)])"
+    assert run(code) == "[True, True, True, False, True]"
