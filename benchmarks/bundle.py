@@ -56,8 +56,8 @@ def overlap(module: nn.Module, field: ReceptiveField, label: Path) -> tuple[int,
     return int((found & nucleus).sum()), int((found | nucleus).sum())
 
 
-def card(trained: dict[str, Any], metrics: dict[str, dict[str, float]], begun: bool) -> dict[str, Any]:
-    """The bundled network's card with where these weights come from, and how they score."""
+def card(trained: dict[str, Any], metrics: dict[str, dict[str, float]], begun: Any) -> dict[str, Any]:
+    """The bundled network's card with where these weights come from, and how they score; `begun`: the job's network."""
     kept = dict(load_network("nuclei").card)
     data = kept["data"] | {
         "procedural": f"benchmarks/tissue.py, seeds {FIRST_SEED} to {FIRST_SEED + SEEDS - 1}",
@@ -65,7 +65,10 @@ def card(trained: dict[str, Any], metrics: dict[str, dict[str, float]], begun: b
         "steps": trained["training"]["step"],
         "script": "benchmarks/nuclei_data.py, then python -m pipeline.train jobs/train-nuclei.yaml",
     }
-    if begun:
+    before = data.pop("begun", "from random weights")
+    if begun == "nuclei":
+        data["begun"] = f"{before}, then {kept['data']['steps']} steps on tiles"
+    elif isinstance(begun, str):
         data["begun"] = BEGUN
     return kept | {"data": data, "metrics": {"unseen split, by kind of image": metrics},
                    "versions": trained["versions"]}  # fmt: skip
@@ -82,7 +85,7 @@ def main() -> None:
     metrics = scores(network.module, given.nuclei / "test")
     if given.write:
         job = yaml.safe_load((Path(given.network) / "job.yaml").read_text())
-        made = card(network.card, metrics, begun=job["network"] == "nuclei")
+        made = card(network.card, metrics, begun=job["network"])
         save_network(BUNDLED / "nuclei", made.pop("architecture"), made.pop("arguments"), network.module, **made)
 
 

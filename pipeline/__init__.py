@@ -5,17 +5,20 @@ Every function here imports what it needs when it is called, so that `import pip
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Sequence
+    from typing import Unpack
 
     import numpy as np
 
-    from pipeline.api import Report, Result
+    from pipeline.api import Report, Result, TilesFailed
+    from pipeline.keywords import ConvertOptions, LazyOptions, PlanOptions, PredictOptions
     from pipeline.network.loading import Network
     from pipeline.storage.image import Image
     from pipeline.training_run import Trained
@@ -24,6 +27,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Plan",
     "ReceptiveField",
+    "Report",
+    "Result",
+    "TilesFailed",
     "convert",
     "export",
     "extend",
@@ -38,6 +44,16 @@ __all__ = [
 ]
 
 
+if not TYPE_CHECKING:  # where it would be a type for any name
+
+    def __getattr__(name: str) -> Any:
+        if name not in ("Report", "Result", "TilesFailed"):
+            raise AttributeError(f"module 'pipeline' has no attribute {name!r}")
+        from pipeline import api
+
+        return getattr(api, name)
+
+
 def open_image(source: Any, *, axes: str | None = None, level: int = 0) -> Image:
     """Open an image, reading only its metadata: path, URL, NumPy, dask or Zarr array: (y, x), (c, y, x), (c, z, y, x).
 
@@ -49,16 +65,24 @@ def open_image(source: Any, *, axes: str | None = None, level: int = 0) -> Image
     return open_image(source, axes=axes, level=level)
 
 
-def load_network(net: Any = None, **options: Any) -> Network:
+def load_network(
+    net: Any = None,
+    *,
+    output: str | int | None = None,
+    scale: float | Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    device: str = "cpu",
+) -> Network:
     """The network of an nn.Module, a .pt2 file, a network folder, or a built-in's name; None is "nuclei".
 
-    `.module` is the torch.nn.Module that takes stored values (n, c, y, x) and returns logits. Options: `scale`,
-    `mean` and `std` normalise what has no card of its own, `output` picks from a dict or tuple of outputs.
+    `.module` is the torch.nn.Module that takes stored values (n, c, y, x) and returns logits. `scale`, `mean` and
+    `std` normalise what has no card of its own, `output` picks from a dict or tuple of outputs.
     Raises ValueError for what is no network; no file is ever unpickled.
     """
     from pipeline.network.loading import load_network
 
-    return load_network(net, **options)
+    return load_network(net, output=output, scale=scale, mean=mean, std=std, device=device)
 
 
 def receptive_field(net: Any, shape: tuple[int, int, int] | None = None) -> ReceptiveField:
@@ -71,27 +95,42 @@ def receptive_field(net: Any, shape: tuple[int, int, int] | None = None) -> Rece
     return api.receptive_field(net, shape)
 
 
-def plan(image: Any, net: Any = None, **options: Any) -> Plan:
+def plan(image: Any, net: Any = None, output: str | os.PathLike[str] = "", **options: Unpack[PlanOptions]) -> Plan:
     """The plan of `predict` with the same arguments; nothing is run or written."""
     from pipeline import api
 
-    return api.plan(image, net, **options)
+    return api.plan(image, net, output, **options)
 
 
-def predict(image: Any, net: Any = None, output: str | os.PathLike[str] = "", **options: Any) -> Any:
+@overload
+def predict(
+    image: list[Any] | tuple[Any, ...],
+    net: Any = None,
+    output: str | os.PathLike[str] = "",
+    **options: Unpack[PredictOptions],
+) -> list[Result]: ...
+
+
+@overload
+def predict(
+    image: Any, net: Any = None, output: str | os.PathLike[str] = "", **options: Unpack[PredictOptions]
+) -> Result: ...
+
+
+def predict(image: Any, net: Any = None, output: str | os.PathLike[str] = "", **options: Unpack[PredictOptions]) -> Any:
     """Write the network's prediction for an image to `output`, equal to the whole-image forward pass.
 
     image: a path, URL, NumPy or dask array (c, y, x), or a list of them (`output` is then a folder); net: anything
     that `load_network` takes. Options and defaults: kind="mask", engine="local", workers=None, memory="2GB",
     tile=None, precision="float32", and those of the command line. Returns a Result (a list for a list of images).
-    Raises ValueError for what the caller can mend, RuntimeError where tiles failed.
+    Raises ValueError for what the caller can mend, TilesFailed where tiles or images failed and the rest is done.
     """
     from pipeline import api
 
     return api.predict(image, net, output, **options)
 
 
-def predict_lazy(array: Any, net: Any = None, **options: Any) -> Any:
+def predict_lazy(array: Any, net: Any = None, **options: Unpack[LazyOptions]) -> Any:
     """The network's logits (k, y', x') for a dask array (c, y, x), as a dask array; nothing is computed until asked.
 
     Equal to the whole-image forward pass whatever the chunks; the result has chunks like the array's, or of
@@ -146,7 +185,7 @@ def export(net: Any, path: str | os.PathLike[str]) -> str:
     return api.export(net, path)
 
 
-def convert(image: Any, output: str | os.PathLike[str], **options: Any) -> Result:
+def convert(image: Any, output: str | os.PathLike[str], **options: Unpack[ConvertOptions]) -> Result:
     """Copy any image that opens into a sharded OME-Zarr 0.5 with its pyramid, pixels unchanged; resumable.
 
     Options as in `predict`: axes, level, overwrite, memory, engine, workers and what else an engine is told.

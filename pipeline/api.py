@@ -45,7 +45,9 @@ NAMED = 3
 
 
 class TilesFailed(RuntimeError):
-    """Some tiles or images failed, the rest is done; the same call tries them again. `results` holds all."""
+    """Some tiles or images failed, the rest is done; the same call tries them again.
+
+    `results`: of all images that could be begun; what is missing of one is in its `failures`."""
 
     def __init__(self, message: str, results: list[Result]) -> None:
         super().__init__(message)

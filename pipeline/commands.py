@@ -19,6 +19,12 @@ LOG_EVERY = 10.0
 GRACE = 30.0
 """Seconds that a command may take to end when told to; then it says where it stands, and is ended."""
 
+NEEDED = {
+    "PIL", "backports", "cloudpickle", "dask", "distributed", "google_crc32c", "imagecodecs", "numcodecs", "numpy",
+    "pydantic", "ray", "rich", "safetensors", "tensorboardX", "tifffile", "torch", "yaml", "zarr",
+}  # fmt: skip
+"""Modules of the packages that this one is installed with; what else is missing is a mistake of ours."""
+
 _again: str | None = None
 """What the command that runs must be given without to go on where it is cut short; None: nothing is kept of it."""
 _replaces = False
@@ -55,6 +61,12 @@ def run(main: Callable[[], int]) -> NoReturn:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(f"interrupted{_continues()}", file=sys.stderr)
         status = 130
+    except ModuleNotFoundError as error:
+        if error.name not in NEEDED:
+            raise
+        print(f"error: {sys.executable} has no {error.name}: activate the environment that this package was installed "
+              "into (. .venv/bin/activate), or install it into this one (pip install .)", file=sys.stderr)  # fmt: skip
+        status = 2
     except (ValueError, OSError, MemoryError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         status = 2

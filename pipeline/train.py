@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pipeline.commands import Parser, run, train
-from pipeline.jobfile import load_job
-from pipeline.training_job import TrainJob
 
 
 def main() -> int:
@@ -14,6 +12,9 @@ def main() -> int:
         "overrides", nargs="*", default=[], metavar="key=value", help="laid over the file, as in optimizer.lr=0.001"
     )
     asked = p.parse_args()
+    from pipeline.jobfile import load_job
+    from pipeline.training_job import TrainJob
+
     return train(load_job(TrainJob, asked.job, asked.overrides))
 
 

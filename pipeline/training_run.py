@@ -126,7 +126,7 @@ def _train_on_ray(task: Task, workers: int | tuple[int, int], report: Callable[[
     from pipeline.training.on_ray import train_on_ray
 
     least, most = workers if isinstance(workers, tuple) else (workers, workers)
-    with connected(None, min(most, max(least, usable_cpus())), 0):
+    with connected(None, min(most, max(least, usable_cpus()))):
         import ray
 
         gpus = ray.cluster_resources().get("GPU", 0) >= least

@@ -157,6 +157,14 @@ def test_what_it_mounts_is_there() -> None:
     assert local and [path for path in local if not (ROOT / path).exists()] == []
 
 
+def test_an_image_of_our_own_holds_what_is_mounted_and_the_jobs_and_no_more() -> None:
+    """By the rules of .dockerignore: nothing, but for what is named with a !, less what is named after that."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    mounted = {path for path in CLUSTER["file_mounts"].values() if not path.startswith("~")}
+    assert lines[0] == "*" and lines[-1] == "**/__pycache__"
+    assert set(lines[1:-1]) == {f"!{path}" for path in mounted | {"jobs"}}
+
+
 JOB = yaml.safe_load((ROOT / "docs" / "kuberay-rayjob.yaml").read_text())
 
 

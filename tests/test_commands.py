@@ -8,14 +8,19 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 
+from pipeline.commands import NEEDED
 from pipeline.engines.units import THREADS
 from tests import warm
+
+ROOT = Path(__file__).parents[1]
 
 HELD_UP = """
 import atexit, threading, time
@@ -112,3 +117,28 @@ def test_sizes_are_rows_by_columns_and_a_copy_counts_as_a_result_does(tmp_path: 
     assert "finished already, nothing to do: 1 tiles, " in said_by(
         "pipeline.convert", "big.tif", "c.zarr", folder=tmp_path
     )
+
+
+@pytest.mark.parametrize("command", ["infer IMAGE", "train JOB", "verify OUT", "convert IMAGE OUT", "export NET OUT"])
+def test_a_python_without_the_dependencies_is_told_in_one_line(command: str) -> None:
+    """Such as the one that is found where .venv was not activated."""
+    words = [sys.executable, "-S", "-m", *f"pipeline.{command}".split()]
+    done = subprocess.run(words, cwd=ROOT, env={}, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(
+        rf"error: {sys.executable} has no \w+: .*\. \.venv/bin/activate.*pip install \.\)\n", done.stderr
+    )
+
+
+def test_a_missing_module_that_no_installation_would_bring_is_not_hidden() -> None:
+    code = "from pipeline import commands\ndef main():\n    import nothing_of_the_kind\ncommands.run(main)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "nothing_of_the_kind" in done.stderr
+
+
+def test_what_is_known_as_needed_are_the_dependencies() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    wanted = {re.split(r"[\[>=;]", line)[0].lower(): ";" in line for line in listed}
+    owners = packages_distributions()
+    known = {owner.lower() for name in NEEDED for owner in owners.get(name, [])}
+    assert {name for name, conditional in wanted.items() if not conditional} <= known <= set(wanted)

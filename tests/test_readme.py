@@ -49,8 +49,10 @@ def tissue(height: int, width: int, seed: int) -> np.ndarray:
 
 
 def stand_ins(folder: Path) -> None:
-    """big.tif (tiled, deflate), a.tif and b.tif, photos/*.jpg, volume.npy (c, z, y, x), and the jobs."""
+    """big.tif (tiled, deflate), a.tif and b.tif, photos/*.jpg, volume.npy (c, z, y, x), the jobs, an environment."""
     (folder / "jobs").symlink_to(ROOT / "jobs")
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").touch()
     for number, (name, size) in enumerate({"big": (200, 280), "a": (90, 70), "b": (64, 100)}.items()):
         pixels = tissue(*size, seed=number)
         tifffile.imwrite(folder / f"{name}.tif", pixels, bigtiff=True, tile=(128, 128), compression="zlib")

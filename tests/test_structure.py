@@ -22,6 +22,7 @@ ARROWS = {
     "storage": {"tiling"},
     "network": {"tiling"},
     "stitching": {"tiling"},
+    "keywords": set[str](),
     "jobfile": {"network"},
     "config": {"tiling", "jobfile"},
     "training_job": {"config", "jobfile"},
@@ -61,7 +62,7 @@ ARROWS = {
         "training",
         *PARTS,
     },
-    "": {"api", "training_run", "storage", "network", "tiling"},
+    "": {"api", "keywords", "training_run", "storage", "network", "tiling"},
     "commands": {"api"},
     "command": {"", "api", "config", "training_job", "jobfile", "commands"},
     "jobs": {"", "api", "config", "training_job", "jobfile", "commands"},
@@ -183,3 +184,9 @@ def test_public_functions_stay_functions_after_everything_was_imported() -> None
 
 def test_everything_that_is_promised_is_there() -> None:
     assert run("import pipeline; print([n for n in pipeline.__all__ if not hasattr(pipeline, n)])") == "[]"
+
+
+def test_what_is_raised_and_returned_is_known_by_its_public_name() -> None:
+    code = "import pipeline.api as a, pipeline as p; print([p.TilesFailed is a.TilesFailed, p.Result is a.Result, "
+    code += "p.Report is a.Report, hasattr(p, 'nothing'), issubclass(p.TilesFailed, RuntimeError)])"
+    assert run(code) == "[True, True, True, False, True]"

@@ -75,7 +75,7 @@ def run(
     `start` raised; what a unit raised where `fatal` says so; RuntimeError where workers die at the start.
     """
     units = Units(retries, fatal)
-    with connected(address, (workers or here) * cpus, (workers or here) * gpus):
+    with connected(address, (workers or here) * cpus):
         crew = Crew(units, start, workers, {"CPU": cpus, "GPU": gpus}, name, check)
         try:
             for stage in stages:

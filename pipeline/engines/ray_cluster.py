@@ -32,7 +32,7 @@ EXAMINE = 120.0
 
 
 @contextmanager
-def connected(address: str | None, cpus: float, gpus: float) -> Iterator[None]:
+def connected(address: str | None, cpus: float) -> Iterator[None]:
     """In the cluster that this process is in already, else in the named one (RAY_ADDRESS too), else in one of its own.
 
     What was joined is left again, and only what was started is stopped. Raises ValueError where no cluster answers.
@@ -47,7 +47,7 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     try:
         if address == "local":
-            _start(cpus, gpus)
+            _start(cpus)
         else:
             _join(address)
         if main:
@@ -57,7 +57,7 @@ def connected(address: str | None, cpus: float, gpus: float) -> Iterator[None]:
         ray.shutdown()
 
 
-def _start(cpus: float, gpus: float) -> None:
+def _start(cpus: float) -> None:
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")  # under `uv run`, workers would install all anew
     ray.init(
         address="local",

@@ -41,7 +41,7 @@ def require() -> None:
     try:
         import mlflow.tracking  # noqa: F401
     except ImportError:
-        raise ValueError("mlflow needs one more package: pip install 'pipeline[tracking]'") from None
+        raise ValueError("mlflow needs one more package: pip install mlflow-skinny") from None
 
 
 class Tracking:

@@ -36,7 +36,7 @@ def connect(url: str, *, hasty: bool = False) -> Any:
     try:
         from obstore.store import from_url
     except ImportError:
-        raise StoreError(f"{url}: object stores need one more package: pip install 'pipeline[cloud]'") from None
+        raise StoreError(f"{url}: object stores need one more package: pip install obstore") from None
     retries, span = HASTY if hasty else PATIENT
     pauses = {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=10), "base": 2}
     retry: Any = {"max_retries": retries, "retry_timeout": span, "backoff": pauses}

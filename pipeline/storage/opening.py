@@ -17,7 +17,7 @@ import numpy as np
 from pipeline.storage import scratch
 from pipeline.storage.arrays import ArraySource, DaskSource, open_npy
 from pipeline.storage.location import array_path, is_url
-from pipeline.storage.source import Source
+from pipeline.storage.source import JPEG, MARKS, PNG, Source
 
 TIFF = (b"II", b"MM", b"EP")
 """How TIFF files begin."""
@@ -102,7 +102,7 @@ def _open_path(path: Path, axes: str | None, level: int, channels: int | None, t
         raise ValueError(f"{path} has no level {level}")
     if start.startswith(b"\x93NUMPY"):
         return open_npy(path, axes, channels, time)
-    if start.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+    if start.startswith((PNG, JPEG)):
         from pipeline.storage.pictures import open_picture
 
         return open_picture(path, start)
@@ -136,8 +136,6 @@ def version(source: Any) -> Version | None:
 
     None where nothing does: for URLs, arrays in memory, and where nothing is.
     """
-    from pipeline.storage.zarrs import MARKS
-
     path = source if isinstance(source, str) else array_path(source)
     if path is None or is_url(path):
         return None

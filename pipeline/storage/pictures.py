@@ -11,9 +11,8 @@ import imagecodecs
 import numpy as np
 
 from pipeline.storage.png import png_bands
-from pipeline.storage.source import ImageReadError, Index, Metadata, native, one_line
+from pipeline.storage.source import PNG, ImageReadError, Index, Metadata, native, one_line
 
-PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 LARGEST = 1 << 34
 """Pixels beyond which a header is taken for damage."""
 

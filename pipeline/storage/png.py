@@ -16,10 +16,9 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 
-from pipeline.storage.source import ImageReadError, one_line
+from pipeline.storage.source import PNG, ImageReadError, one_line
 from pipeline.storage.streams import PIECE, blocks
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SAMPLES = {0: 1, 2: 3, 4: 2, 6: 4}
 """By colour type, without palettes."""
 
@@ -45,9 +44,7 @@ def _bands(path: Path, width: int, height: int, depth: int, colour: int) -> Iter
                 break
             ihdr = struct.pack(">IIBBBBB", width, count + 1, depth, colour, 0, 0, 0)
             data = zlib.compress(b"\0" + above + block[: count * (row + 1)], 0)
-            band = imagecodecs.png_decode(
-                SIGNATURE + _chunk(b"IHDR", ihdr) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
-            )
+            band = imagecodecs.png_decode(PNG + _chunk(b"IHDR", ihdr) + _chunk(b"IDAT", data) + _chunk(b"IEND", b""))
             pixels = band.reshape(count + 1, width, -1)[1:]
             above = pixels[-1].astype(pixels.dtype.newbyteorder(">")).tobytes()
             done += count
@@ -62,7 +59,7 @@ def _inflated(path: Path) -> Iterator[bytes]:
     """The contents of all IDAT chunks as one zlib stream."""
     inflate = zlib.decompressobj()
     with path.open("rb") as file:
-        file.seek(len(SIGNATURE))
+        file.seek(len(PNG))
         while len(start := file.read(8)) == 8:
             left, name = struct.unpack(">I4s", start)
             if name == b"IEND":

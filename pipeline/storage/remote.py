@@ -12,11 +12,11 @@ from typing import Any
 
 from pipeline.storage import cloud, scratch
 from pipeline.storage.cloud import answering
+from pipeline.storage.source import MARKS
 
 BLOCK = 256 << 10
 """Bytes of what is fetched and kept at once of a file's metadata."""
 BLOCKS = 64
-MARKS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
 
 
 class RemoteFile(io.RawIOBase):

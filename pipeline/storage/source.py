@@ -13,6 +13,11 @@ from pipeline.tiling.geometry import Region
 Index = tuple[int, int, int, int]
 """Four integers along (c, z, y, x): a shape, or the position of a chunk in the grid."""
 
+MARKS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
+"""Files of which a folder that is a Zarr array or group holds one."""
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
+"""How these files begin."""
+
 
 class ImageReadError(ValueError):
     """Pixels that cannot be read: the message names file, page and chunk."""

@@ -9,10 +9,8 @@ import numpy as np
 import zarr
 
 from pipeline.storage.axes import Arrangement, given_axes, letters, unnamed_axes
-from pipeline.storage.source import ImageReadError, Index, Metadata, native, one_line
+from pipeline.storage.source import MARKS, ImageReadError, Index, Metadata, native, one_line
 
-MARKS = ("zarr.json", ".zarray", ".zgroup", ".zattrs")
-"""Files of which a folder that is a Zarr array or group holds one."""
 SMALLEST = 256
 """Chunks of less than this a side are read several at once: each costs a millisecond."""
 

@@ -29,9 +29,6 @@ class Interval:
         low = min(max(self.start, start), stop)
         return Interval(low, max(low, min(self.stop, stop)))
 
-    def contains(self, other: Interval) -> bool:
-        return self.start <= other.start and other.stop <= self.stop
-
 
 @dataclass(frozen=True, slots=True)
 class Region:

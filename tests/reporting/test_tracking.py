@@ -115,5 +115,5 @@ def test_without_mlflow_one_line_says_what_to_install(tmp_path: Path) -> None:
         timeout=240,
     )
     assert done.returncode == 2
-    assert done.stderr == "error: mlflow needs one more package: pip install 'pipeline[tracking]'\n"
+    assert done.stderr == "error: mlflow needs one more package: pip install mlflow-skinny\n"
     assert not (tmp_path / "run").exists()

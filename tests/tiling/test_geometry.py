@@ -17,8 +17,7 @@ rows = st.tuples(st.integers(-50, 50), st.integers(0, 50)).map(lambda p: Interva
 def test_a_clipped_interval_is_what_both_have_in_common(a: Interval, b: Interval):
     common = a.clip(b.start, b.stop)
     assert set(range(common.start, common.stop)) == set(range(a.start, a.stop)) & set(range(b.start, b.stop))
-    assert common.size >= 0 and b.contains(common)
-    assert a.contains(common) or common.size == 0
+    assert common.size >= 0 and b.start <= common.start and common.stop <= b.stop
 
 
 @given(rows, st.integers(-50, 50))
@@ -30,7 +29,6 @@ def test_intervals_and_regions_cut_arrays():
     region = Region.of(1, 4, 2, 9)
     assert (region.shape, region.slices) == ((3, 7), (slice(1, 4), slice(2, 9)))
     assert region.clip(3, 5) == Region.of(1, 3, 2, 5)
-    assert Interval(2, 5).contains(Interval(2, 5)) and not Interval(2, 5).contains(Interval(1, 4))
 
 
 @pytest.mark.parametrize(

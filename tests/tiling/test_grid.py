@@ -54,7 +54,8 @@ def test_reads_hold_their_cores_with_the_halo_but_for_what_lies_beyond_the_edge(
         core, read = axis.core_of(i), axis.read_of(i)
         wanted = Interval(i * axis.core - axis.before, min((i + 1) * axis.core, axis.extended) + axis.after)
         if core.stop < axis.output:
-            assert read.contains(wanted.clip(0, axis.extended))
+            wanted = wanted.clip(0, axis.extended)
+            assert read.start <= wanted.start and wanted.stop <= read.stop
         assert read.stop >= min(axis.extended, math.ceil(core.stop / axis.rate) + axis.after)
         assert read.start <= max(0, math.floor(core.start / axis.rate) - axis.before)
         crop = axis.crop(core, read)
@@ -83,7 +84,8 @@ def test_any_rows_of_the_output_are_read_as_their_tiles_are_or_less(axis: Axis, 
     rows = Interval(start, data.draw(st.integers(start + 1, axis.output)))
     read = axis.read_for(rows)
     tiles = [axis.read_of(i) for i in range(start // axis.step, (rows.stop - 1) // axis.step + 1)]
-    assert Interval(min(t.start for t in tiles), max(t.stop for t in tiles)).contains(read) or axis.least > axis.core
+    within = min(t.start for t in tiles) <= read.start and read.stop <= max(t.stop for t in tiles)
+    assert within or axis.least > axis.core
 
 
 def field_of(alignment: Pair = (4, 2), rate: Fraction = Fraction(1)) -> ReceptiveField:
@@ -120,8 +122,8 @@ def test_a_window_is_a_tile_of_its_own():
     grid = Grid.build((97, 61), (16, 8), field_of())
     tile = grid.tile(9)
     assert grid.window(tile.core, tile.plane) == tile
-    window = grid.window(Region.of(13, 19, 5, 6))
-    assert window.read.y.contains(Interval(13 - 5, 19 + 2)) and window.read.x.contains(Interval(5 - 3, 6 + 7))
+    read = grid.window(Region.of(13, 19, 5, 6)).read
+    assert read.y.start <= 13 - 5 and read.y.stop >= 19 + 2 and read.x.start <= 5 - 3 and read.x.stop >= 6 + 7
 
 
 def test_a_million_tiles_are_planned_in_less_than_a_second_without_a_list_of_them():
