@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from pipeline.network.memory import forward_bytes, give_back
 from pipeline.network.prepare import copied_module
 from pipeline.network.program import Program
 from pipeline.network.receptive_field import Found, followed, receptive_field
-from pipeline.network.sizes import least_size
+from pipeline.network.sizes import differs_at, least_size
 from pipeline.network.streaming import Stream, deviation, program_of
 from pipeline.network.streaming import needs as passing
 from pipeline.storage.image import Image
@@ -74,12 +74,22 @@ class Analysis:
         shared = copied_module(network.module, share=True)  # it may keep what it made for an image
         found = followed(shared, channels)
         self.field = self._with_least(self._field(shared, found))
+        self._differs = cache(partial(differs_at, shared, channels, found, self.field))
         self.classes = self._classes()
         self._tuned: dict[int, int] = {}
         """Rows of a band by the read's columns, where they were measured."""
         self.program, self.folded, self.whole = self._program(found)
         """How the network runs in bands of rows, whether folded; or None, and why reads run whole."""
         give_back()
+
+    def check_same(self, *sizes: tuple[int, int]) -> None:
+        """Raises ValueError where the network does not do the same on images of these sizes as on all others."""
+        for size in sizes if self.options.mode != "blend" and self.options.reach is None else ():
+            if differs := self._differs(size):
+                raise ValueError(
+                    f"network {self.network.name} is not local, so no tiling can equal its whole-image pass: {differs} "
+                    "(--mode blend gives an approximation)"
+                )
 
     def _field(self, module: nn.Module, found: Found) -> ReceptiveField:
         if self.options.reach is not None and not found.analysis.unknown:

@@ -60,6 +60,8 @@ def predict_lazy(array: Any, analysis: Analysis) -> Any:
     name = "predict-" + tokenize(
         array.name, analysis.network.identity, precision, analysis.device, repr((grid, rows, columns))
     )
+    y, x = ({axis.read_for(c[i]).size for i in (0, len(c) // 2, -1)} for axis, c in ((grid.y, rows), (grid.x, columns)))
+    analysis.check_same(size, *product(y, x))
     layer = dict(tasks(name, network, array, grid, rows, columns))
     chunks = ((analysis.classes,), *(tuple(core.size for core in axis) for axis in (rows, columns)))
     graph = HighLevelGraph.from_collections(name, layer, dependencies=[array])

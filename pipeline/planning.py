@@ -72,6 +72,7 @@ def plan_image(image: Image, analysis: Analysis, options: Options) -> Plan:
     else:
         core = choose_core(size, field, needs, options.memory, window)
     grid = Grid.build(size, core, field, planes)
+    analysis.check_same(size, *(grid.reads if analysis.program is None else ()))
     if options.tune:
         analysis.tune(grid.largest_read[1], lambda: needs(grid) <= options.memory)
     memory = needs(grid)

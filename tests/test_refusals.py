@@ -83,6 +83,36 @@ def test_a_copy_for_which_there_is_no_room_is_refused_before_anything_is_removed
         assert contents(tmp_path) == before
 
 
+class BySize(nn.Module):
+    """A convolution, and something else where `differs` says so of the input's rows and columns."""
+
+    def __init__(self, differs: Any) -> None:
+        super().__init__()
+        self.conv, self.differs = nn.Conv2d(3, 2, 3, padding=1), differs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.conv(x) * self.differs(*x.shape[2:])
+        return result
+
+
+SIZED: dict[str, tuple[nn.Module, tuple[int, int]]] = {
+    "wide": (BySize(lambda y, x: 2 if x > 160 else 1), (150, 170)),
+    "wider than what is recorded in whole": (BySize(lambda y, x: 2 if x > 1000 else 1), (90, 1100)),
+    "higher than that": (BySize(lambda y, x: 2 if y > 1000 else 1), (1100, 90)),
+    "upright": (BySize(lambda y, x: torch.ones(2, 1, 1) if y > x else 1), (170, 150)),
+    "square": (BySize(lambda y, x: torch.ones(2, 1, 1) if x == y else 1), (150, 150)),
+    "dark on the right": (BySize(lambda y, x: torch.arange(x) < 140), (150, 170)),
+}
+
+
+@pytest.mark.parametrize("kind", SIZED)
+def test_a_network_that_does_something_else_on_this_size_than_on_others_is_refused(kind: str, tmp_path: Path) -> None:
+    module, size = SIZED[kind]
+    with pytest.raises(ValueError, match=r"network BySize is not local.*(other operations|size|position)"):
+        pipeline.predict(np.zeros((3, *size), np.uint8), module.eval(), tmp_path / "o.zarr", tile=(32, 32), workers=1)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("source", "target"),
     [("c.zarr", "c.zarr"), ("c.zarr/0", "c.zarr"), ("link.zarr", "c.zarr"), ("c.zarr/0", "link.zarr"), ("c.zarr", ".")],

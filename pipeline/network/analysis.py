@@ -42,7 +42,7 @@ def same_operations(first: Graph, second: Graph) -> str | None:
     same: dict[int | None, int | None] = {first.input: second.input}
     for a, b in zip(first.nodes, second.nodes, strict=False):
         operands, others = (node.references for node in (a, b))
-        if a.op is not b.op or [same.get(value) for value in operands] != others:
+        if a.op is not b.op or a.constants != b.constants or [same.get(value) for value in operands] != others:
             return _label(a)
         same.update(zip(a.outputs, b.outputs, strict=False))
     if len(first.nodes) != len(second.nodes):

@@ -51,6 +51,11 @@ class Node:
         """Values among its arguments, in their order; one that stands there twice is there twice."""
         return references((self.args, self.kwargs))
 
+    @cached_property
+    def constants(self) -> int:
+        """How many tensors among its arguments do not depend on the input."""
+        return sum(isinstance(leaf, torch.Tensor) for leaf in leaves((self.args, self.kwargs)))
+
     @property
     def counts(self) -> bool:
         """Whether the size of its result may depend on values, not on sizes alone."""

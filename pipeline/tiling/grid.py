@@ -79,6 +79,12 @@ class Axis:
         candidates = {0, len(self) - 1, *(turn + more for turn in turns for more in (-1, 0, 1))}
         return max((self.read_of(i).size for i in candidates if 0 <= i < len(self)), default=0)
 
+    @property
+    def reads(self) -> list[int]:
+        """Rows of reads at both ends and in the middle, each number once."""
+        numbers = {0, 1, len(self) // 2, len(self) - 2, len(self) - 1}
+        return sorted({self.read_of(i).size for i in numbers if 0 <= i < len(self)})
+
     def crop(self, rows: Interval, read: Interval) -> Interval:
         """Where the output rows lie in the network's output for that read."""
         return rows.shift(-int(read.start * self.rate))
@@ -135,6 +141,11 @@ class Grid:
             sum(axis.read_of(i).size for i in range(len(axis))) / max(1, axis.extended) for axis in (self.y, self.x)
         ]
         return per_axis[0] * per_axis[1]
+
+    @property
+    def reads(self) -> list[tuple[int, int]]:
+        """Rows and columns of reads in the corners, on the borders and in the middle."""
+        return list(product(self.y.reads, self.x.reads))
 
     @property
     def largest_read(self) -> tuple[int, int]:
