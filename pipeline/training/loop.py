@@ -156,8 +156,9 @@ def tried(task: Task, state: State, folder: RunFolder, group: Group) -> dict[str
 def network(task: Task, weights: Mapping[str, Any], device: str) -> nn.Module:
     """The module with those weights, in training mode."""
     module = build(task.architecture, task.arguments, dict(task.normalise))  # type: ignore[arg-type]
-    module.load_state_dict(weights)
-    return module.to(device, torch.float64 if task.precision == "float64" else torch.float32).train()
+    module.to(device, torch.float64 if task.precision == "float64" else torch.float32)
+    module.load_state_dict(weights)  # not before: into float32 it would round float64
+    return module.train()
 
 
 def frozen(module: nn.Module) -> Statistics:

@@ -115,17 +115,18 @@ def test_what_was_trained_predicts(tmp_path: Path) -> None:
     assert (found == label)[label != 255].mean() > 0.9
 
 
-def test_from_python_as_a_dict_and_gone_on_with_bit_for_bit(tmp_path: Path) -> None:
-    """A run that ended half way goes on as if it had not, momentum and order of the samples included."""
-    whole = pipeline.train(job(tmp_path, run=str(tmp_path / "whole"), checkpoint_every=2))
+@pytest.mark.parametrize("given", [{}, {"precision": "float64", "ema": 0.5}])
+def test_from_python_as_a_dict_and_gone_on_with_bit_for_bit(tmp_path: Path, given: dict[str, Any]) -> None:
+    """A run that ended half way goes on as if it had not, momentum, mean and order of the samples included."""
+    whole = pipeline.train(job(tmp_path, run=str(tmp_path / "whole"), checkpoint_every=2, **given))
     assert whole.path == str(tmp_path / "whole") and whole.metrics["step"] == 6 and whole.metrics["loss"] > 0
     half = tmp_path / "half"
-    pipeline.train(job(tmp_path, run=str(half), checkpoint_every=2))
+    pipeline.train(job(tmp_path, run=str(half), checkpoint_every=2, **given))
     for name in ("network.json", "weights.safetensors", "checkpoints/00000006.pt"):
         (half / name).unlink()
     with (half / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')
-    again = pipeline.train(job(tmp_path, run=str(half), checkpoint_every=3))
+    again = pipeline.train(job(tmp_path, run=str(half), checkpoint_every=3, **given))
     assert again.resumed == 4
     assert torch.equal(weights(half), weights(whole.path))
     losses = [[json.loads(line)["loss"] for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
@@ -274,11 +275,14 @@ def test_kinds_optimisers_and_architectures_train(tmp_path: Path, given: dict[st
     assert result.metrics["step"] == 3 and np.isfinite(result.metrics["loss"])
 
 
-def test_training_starts_from_the_weights_of_a_network_folder(tmp_path: Path) -> None:
-    first = pipeline.train(job(tmp_path))
-    asked = job(tmp_path, run=str(tmp_path / "second"), network=first.path, steps=1, optimizer={"lr": 1e-12})
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_training_starts_from_the_weights_of_a_network_folder(tmp_path: Path, precision: str) -> None:
+    """All their digits: so small a rate moves nothing."""
+    first = pipeline.train(job(tmp_path, precision=precision, steps=2))
+    asked = job(tmp_path, run=str(tmp_path / "second"), network=first.path, precision=precision, steps=1,
+                optimizer={"lr": 1e-30})  # fmt: skip
     del asked["normalise"]
-    assert torch.allclose(weights(pipeline.train(asked).path), weights(first.path), atol=1e-8)
+    assert torch.equal(weights(pipeline.train(asked).path), weights(first.path))
     with pytest.raises(ValueError, match="has its own normalisation"):
         pipeline.train(job(tmp_path, run=str(tmp_path / "third"), network=first.path))
 
