@@ -95,7 +95,7 @@ def gradient(
 ) -> Sums:
     """Puts the gradient of the step's batch into the parameters, the same on all workers.
 
-    Raises ValueError, on all workers, where one met a problem or the loss is no number any more.
+    Raises ValueError, on all workers, where one met a problem, or loss or gradient are no numbers any more.
     """
     grouped = bool(statistics.norms)  # which see all of a pass, so it is to be the same on any number of workers
     samples = dealt(sampler.step(step - 1), group.rank, group.world, task.together if grouped else 1)
@@ -114,6 +114,9 @@ def gradient(
         raise ValueError(f"step {step}: {next(problem for problem in group.gather(sums.problem) if problem)}")
     if not math.isfinite(loss := sums.value(task.loss) or 0.0):
         raise ValueError(f"step {step}: the loss is {loss}: lower optimizer.lr, or look at normalise")
+    if not all(bool(p.grad.isfinite().all()) for p in module.parameters() if p.grad is not None):
+        raise ValueError(f"step {step}: the gradient is not finite, though the loss is: look for pixels beyond "
+                         "float32, also where labels are ignored, or lower optimizer.lr")  # fmt: skip
     return sums
 
 

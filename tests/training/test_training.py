@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 import yaml
 from PIL import Image
@@ -244,6 +245,32 @@ def test_a_mistake_takes_no_folder_that_was_made_for_the_run(tmp_path: Path) -> 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^step \d+: the loss is (nan|inf): lower optimizer.lr"):
         pipeline.train(job(tmp_path, optimizer={"name": "sgd", "lr": 1e9}))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "said"),
+    [
+        (np.nan, np.float32, r"0\.tif: nan at row 64, column 72 cannot be trained on"),
+        (-np.inf, np.float16, r"0\.tif: -inf at row 64, column 72 cannot be trained on"),
+        (1e300, np.float64, "the gradient is not finite, though the loss is: look for pixels beyond float32"),
+    ],
+)
+def test_pixels_that_are_no_numbers_end_the_run_though_their_labels_are_ignored(
+    tmp_path: Path, value: float, dtype: type[np.generic], said: str
+) -> None:
+    """No output that has a loss depends on them, but 0 times them is in the gradient; nothing is written of it."""
+    draw(tmp_path / "images", count=1)
+    image = np.array(Image.open(tmp_path / "images" / "0.png")).astype(dtype)
+    label = np.array(Image.open(tmp_path / "images" / "0_label.png"))
+    image[64:, 72:], label[24:, 32:] = value, 255
+    tifffile.imwrite(tmp_path / "images" / "0.tif", image, photometric="rgb")
+    Image.fromarray(label).save(tmp_path / "images" / "0_label.png")
+    data = {**job(tmp_path)["data"], "train": [{"image": f"{tmp_path}/images/0.tif",
+                                                "label": f"{tmp_path}/images/0_label.png"}]}  # fmt: skip
+    given = {"data": data, "sampling": {"kind": "whole"}, "batch": 1, "checkpoint_every": 1, "clip": 1.0}
+    with pytest.raises(ValueError, match=rf"^step 1: .*{said}"):
+        pipeline.train(job(tmp_path, **given))
+    assert not any((tmp_path / "run" / "checkpoints").glob("*.pt"))
 
 
 def test_an_image_too_small_for_batch_norm_alone_ends_the_run_with_what_to_do(tmp_path: Path) -> None:
