@@ -144,9 +144,10 @@ def _measured(pair: tuple[str, str, str], field: ReceptiveField, channels: int) 
     output = field.output_shape(*size)
     if 0 in output or any(n < least for n, least in zip(field.extended(*size), field.least, strict=True)):
         raise ValueError(f"{image} is {_by(size)}, too small for the network: it has no output there")
-    with _opened(label) as opened:
+    with _opened(label, labels=True) as opened:
         if len(opened.shape) != 3 or opened.shape[0] != 1:
-            raise ValueError(f"{label} has shape {opened.shape}: a label has one channel, the class of each pixel")
+            raise ValueError(f"{label} has shape {opened.shape}: a label has one channel, the class of each pixel; "
+                             "save the indices of a palette, not its colours")  # fmt: skip
         if opened.dtype.kind not in "iub":
             raise ValueError(f"{label} holds {opened.dtype} numbers: a label is a whole number, the pixel's class")
         labelled = (opened.shape[1], opened.shape[2])
@@ -161,10 +162,10 @@ def _measured(pair: tuple[str, str, str], field: ReceptiveField, channels: int) 
     raise ValueError(f"{label} is {_by(labelled)}, and not {wanted}")
 
 
-def _opened(source: str, channels: int | None = None) -> Image:
+def _opened(source: str, channels: int | None = None, labels: bool = False) -> Image:
     """The image. Raises ValueError, which names the file, for all that is wrong with it."""
     try:
-        return open_image(source, channels=channels)
+        return open_image(source, channels=channels, labels=labels)
     except FileNotFoundError:
         raise ValueError(f"{source}: there is no such file") from None
     except ValueError as error:

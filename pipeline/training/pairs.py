@@ -48,7 +48,7 @@ class Labels:
 
     def __init__(self, pair: Pair, *, classes: int, ignore: int | None = None, binary: bool = False) -> None:
         self.pair, self.classes, self.ignore, self.binary = pair, scored(classes), ignore, binary
-        self.image: Image = open_image(pair.label)
+        self.image: Image = open_image(pair.label, labels=True)
 
     def read(self, region: Region) -> np.ndarray:
         """(h, w) int64: the class of each output, IGNORE where there is none or where it does not count.

@@ -217,6 +217,7 @@ def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) ->
     for given, said in (
         ({"sampling": {"core": 30}}, "sampling.core=30 .* the nearest are 28 and 32"),
         ({"class_weights": [1, 2, 3]}, "class_weights=.* tells 2 classes apart"),
+        ({"class_weights": [0, 0]}, r"^class_weights=\[0.0, 0.0\]: what is labelled has weight 0, so nothing would be"),
         ({"network": group}, "sampling.kind=tiles: .* not local"),
         (
             {"network": group, "sampling": {"kind": "whole"}, "data": {**unread, "validation": {"fraction": 0.3}}},
@@ -232,6 +233,34 @@ def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) ->
         with pytest.raises(ValueError, match=said):
             pipeline.train(job(tmp_path, **given))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("mode", ["1", "P"])
+def test_masks_of_one_bit_and_of_palettes_are_the_classes_that_they_were_saved_as(tmp_path: Path, mode: str) -> None:
+    """As Pillow saves arrays of bool, and Pascal VOC its classes."""
+    made, masks = job(tmp_path), tmp_path / "images"
+    before = task_of(validated(TrainJob, made)).card["data"]["labelled"]
+    for file in masks.glob("*_label.png"):
+        mask = Image.fromarray(np.asarray(Image.open(file)) == 1)
+        if mode == "P":
+            mask = Image.fromarray(np.asarray(mask).astype(np.uint8), "L").convert("P")
+            mask.putpalette([9, 9, 9, 200, 0, 0])
+        mask.save(file)
+    ground, foreground = task_of(validated(TrainJob, made)).card["data"]["labelled"]
+    assert foreground >= before[1] > 0 and ground + foreground == 3 * 72 * 80
+
+
+def test_a_class_without_any_label_is_said_once_and_one_without_weight_is_not_trained_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = {"architecture": "unet", "base": 4, "depth": 2, "norm": "none", "channels": 3, "classes": 4}
+    task_of(validated(TrainJob, job(tmp_path)))
+    assert not caplog.messages
+    task_of(validated(TrainJob, job(tmp_path, network=network)))
+    assert caplog.messages == ["nothing that is trained on is labelled 2 or 3: the network cannot learn it; see "
+                               "data.ignore and data.binary if it should be there"]  # fmt: skip
+    with pytest.raises(ValueError, match=r"^class_weights=\[0.0, 0.0, 1.0, 1.0\]: what is labelled has weight 0"):
+        task_of(validated(TrainJob, job(tmp_path, network=network, class_weights=[0, 0, 1, 1])))
 
 
 def test_a_mistake_takes_no_folder_that_was_made_for_the_run(tmp_path: Path) -> None:
