@@ -199,6 +199,22 @@ def test_other_data_under_the_same_job_are_refused(tmp_path: Path) -> None:
         pipeline.train(job(tmp_path, steps=2, checkpoint_every=1))
 
 
+@pytest.mark.parametrize("what", ["0.png", "0_label.png", "nothing"])
+def test_other_pixels_and_other_labels_under_the_same_names_are_refused(tmp_path: Path, what: str) -> None:
+    """Also where they are of the same size, and as many of each class; not a copy of the same."""
+    made = job(tmp_path, steps=2, checkpoint_every=1)
+    (Path(pipeline.train(made).path) / "network.json").unlink()  # as if it had been killed just before
+    for file in (tmp_path / "images").iterdir():
+        file.write_bytes(file.read_bytes())
+    if what == "nothing":
+        assert pipeline.train(made).resumed == 2
+        return
+    file = tmp_path / "images" / what
+    Image.fromarray(np.asarray(Image.open(file))[::-1]).save(file)
+    with pytest.raises(ValueError, match="was begun with other images or labels than there are now"):
+        pipeline.train(made)
+
+
 @pytest.mark.parametrize("part", ["validation", "test"])
 def test_other_held_out_data_are_refused_too(tmp_path: Path, part: str) -> None:
     """The best weights are found by scores of the same images, and a test is of those that it was begun with."""
@@ -276,6 +292,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
         pipeline.train(job(tmp_path, optimizer={"name": "sgd", "lr": 1e9}))
 
 
+@pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.parametrize(
     ("value", "dtype", "said"),
     [
