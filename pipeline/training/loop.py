@@ -76,7 +76,7 @@ def train(
             if sums.weight > 0:  # a step without a label moves nothing, momentum included
                 optimizer.step()
             if average is not None and task.ema is not None:
-                follow(average, module, task.ema)
+                follow(average, module, kept_of(task.ema, step))
             if first:
                 spent = round(time.monotonic() - began, 4)
                 told = {"loss": sums.value(task.loss), "lr": rate, "seconds": spent, "pixels": sums.pixels}
@@ -179,6 +179,11 @@ def optimizer_of(module: nn.Module, settings: Mapping[str, Any]) -> torch.optim.
         return torch.optim.SGD(parameters, momentum=settings["momentum"], **given)
     kind = torch.optim.Adam if settings["name"] == "adam" else torch.optim.AdamW
     return kind(parameters, **given)
+
+
+def kept_of(ema: float, step: int) -> float:
+    """How much of the running mean a step keeps: less at first, or the random weights of the beginning would stay."""
+    return min(ema, (1 + step) / (10 + step))
 
 
 def follow(average: nn.Module, module: nn.Module, keep: float) -> None:

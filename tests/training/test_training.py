@@ -377,15 +377,18 @@ def test_the_learning_rate_over_a_run(tmp_path: Path) -> None:
 
 
 def test_the_mean_of_the_weights_is_what_results_and_goes_on(tmp_path: Path) -> None:
-    """Against the weights after each step, of runs that ended there."""
-    each = [weights(pipeline.train(job(tmp_path, run=str(tmp_path / f"{n}"), steps=n)).path) for n in (1, 2)]
+    """Against the weights after each step, of runs that ended there; the first steps keep less of the beginning."""
+    each = [weights(pipeline.train(job(tmp_path, run=str(tmp_path / f"{n}"), steps=n)).path) for n in (1, 2, 3)]
     start = torch.cat([p.flatten() for p in begin(task_of(validated(TrainJob, job(tmp_path))))["module"].values()])
-    run = pipeline.train(job(tmp_path, steps=2, ema=0.75, checkpoint_every=1)).path
-    expected = 0.75 * (0.75 * start + 0.25 * each[0]) + 0.25 * each[1]
-    assert torch.allclose(weights(run), expected, atol=1e-6)
-    for name in ("network.json", "checkpoints/00000002.pt"):
+    run = pipeline.train(job(tmp_path, steps=3, ema=0.28, checkpoint_every=1)).path
+    expected = start
+    for kept, after in zip((2 / 11, 3 / 12, 0.28), each, strict=True):
+        expected = kept * expected + (1 - kept) * after
+    found = weights(run)
+    assert torch.allclose(found, expected, atol=1e-6)
+    for name in ("network.json", "checkpoints/00000003.pt"):
         (Path(run) / name).unlink()
-    assert torch.allclose(weights(pipeline.train(job(tmp_path, steps=2, ema=0.75)).path), expected, atol=1e-6)
+    assert torch.equal(weights(pipeline.train(job(tmp_path, steps=3, ema=0.28)).path), found)
 
 
 def test_a_balanced_run_draws_what_is_labelled_alone_and_goes_on_the_same(tmp_path: Path) -> None:
