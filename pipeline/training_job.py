@@ -216,7 +216,8 @@ class TrainJob(Settings):
     optimizer: Optimizer = Optimizer(momentum=0.9)
     schedule: Schedule | None = None
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """The network that results, and is validated, is the running mean of the weights, which keeps this much a step."""
+    """The network that results, and is validated, is the running mean of the weights, which keeps this much in step t,
+    but no more than (1 + t) / (10 + t)."""
     clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Norm to which a longer gradient, of all parameters together, is shortened."""
     freeze_norm: bool | Count = False

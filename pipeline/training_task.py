@@ -6,6 +6,7 @@ import logging
 import math
 import platform
 import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ def task_of(job: TrainJob) -> Task:
     if held and not analysis.field.is_local:
         raise ValueError(f"data.{held[0]}: the network is not local, so it cannot be scored tile by tile: leave it out")
     split = split_of(job, analysis, field, core)
+    check_classes(labelled(split), weights)
     return Task(
         folder=job.run,
         architecture=network.card["architecture"],
@@ -123,6 +125,21 @@ def split_of(job: TrainJob, analysis: Analysis, field: ReceptiveField, core: tup
                       classes=analysis.classes, seed=job.seed, cores=by_core)  # fmt: skip
 
 
+def labelled(split: Split) -> list[int]:
+    """Outputs of each class that are trained on."""
+    return [sum(column) for column in zip(*(pair.counts for pair in split.train), strict=True)]
+
+
+def check_classes(counts: Sequence[int], weights: Sequence[float] | None) -> None:
+    """Warns of classes that are in no label. Raises ValueError where no class that is in one counts."""
+    if weights is not None and not any(count and weight for count, weight in zip(counts, weights, strict=True)):
+        raise ValueError(f"class_weights={list(weights)}: what is labelled has weight 0, so nothing would be trained: "
+                         "give a class that the labels have a weight above 0")  # fmt: skip
+    if missing := [number for number, count in enumerate(counts) if not count]:
+        log.warning("nothing that is trained on is labelled %s: the network cannot learn it; see data.ignore and "
+                    "data.binary if it should be there", " or ".join(map(str, missing)))  # fmt: skip
+
+
 def augmentation_of(job: TrainJob, channels: int) -> Augmentation | None:
     """The views to train on. Raises ValueError for those of stained tissue where images are not RGB."""
     if job.augment is None:
@@ -179,13 +196,12 @@ def card_of(job: TrainJob, network: Network, split: Split) -> dict[str, Any]:
 
     parts = {"train": split.train, "validation": split.validation} | ({"test": split.test} if split.test else {})
     names = {part: [pair.name for pair in pairs] for part, pairs in parts.items()}
-    counts = [sum(column) for column in zip(*(pair.counts for pair in split.train), strict=True)]
     told = job.model_dump(mode="json", exclude={"network", "data", "normalise", *FREE})
     versions = {"pipeline": pipeline.__version__, "torch": torch.__version__, "python": platform.python_version()}
     named = network.card.get("class_names")
     return {
         **({"class_names": named} if named else {}),
-        "data": {**names, "labelled": counts},
+        "data": {**names, "labelled": labelled(split)},
         "training": told,
         "versions": versions | ({"commit": commit} if (commit := _commit()) else {}),
     }

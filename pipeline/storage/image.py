@@ -31,18 +31,26 @@ HALO_PART = 16
 
 
 def open_image(
-    source: Any, *, axes: str | None = None, level: int = 0, channels: int | None = None, time: int = 0
+    source: Any,
+    *,
+    axes: str | None = None,
+    level: int = 0,
+    channels: int | None = None,
+    time: int = 0,
+    labels: bool = False,
 ) -> Image:
     """Open an image, reading only its metadata: a path or URL, or a NumPy, dask or Zarr array.
 
     `axes` names the source's axes where its metadata do not or are wrong, for instance "YXC"; `level` picks a
     resolution, 0 the finest; `time` the time where there are several. `channels`, what the network takes, serves
-    to tell an array with its channels last. Raises ValueError for what is no image that can be read,
+    to tell an array with its channels last; `labels`: its pixels are numbers, not colours, which matters for PNG that
+    has a palette or fewer than 8 bits. Raises ValueError for what is no image that can be read,
     FileNotFoundError for a missing file.
     """
     if isinstance(source, Image):
         return source
-    image = Image(*asked_for(source, axes, level, channels, time))
+    source, options = asked_for(source, axes, level, channels, time)
+    image = Image(source, options | {"labels": labels})
     image.warn()
     return image
 

@@ -27,11 +27,13 @@ Version = tuple[str, int, int]
 """The machine that looked at a file, the file's size, and when it was changed last, in ns."""
 
 
-def open_source(source: Any, *, axes: str | None, level: int, channels: int | None, time: int) -> Source:
+def open_source(
+    source: Any, *, axes: str | None, level: int, channels: int | None, time: int, labels: bool = False
+) -> Source:
     if isinstance(source, str):
         if is_url(source):
-            return _open_url(source, axes, level, channels, time)
-        return _open_path(Path(source), axes, level, channels, time)
+            return _open_url(source, axes, level, channels, time, labels)
+        return _open_path(Path(source), axes, level, channels, time, labels)
     if isinstance(source, scratch.Copy):
         return source.open()
     if level != 0:
@@ -47,7 +49,7 @@ def open_source(source: Any, *, axes: str | None, level: int, channels: int | No
     raise ValueError(f"an image is a path, a NumPy, dask or Zarr array, not {type(source).__name__}")
 
 
-def _open_url(url: str, axes: str | None, level: int, channels: int | None, time: int) -> Source:
+def _open_url(url: str, axes: str | None, level: int, channels: int | None, time: int, labels: bool) -> Source:
     from pipeline.storage import remote
     from pipeline.storage.zarrs import open_zarr
 
@@ -68,13 +70,13 @@ def _open_url(url: str, axes: str | None, level: int, channels: int | None, time
         source = open_tiff(file, axes, level, time)
     if source is None:
         folder, path = remote.fetch(file)
-        source = _open_path(path, axes, level, channels, time)
+        source = _open_path(path, axes, level, channels, time, labels)
         source.metadata.keeps = folder
     source.metadata.etag = file.etag
     return source
 
 
-def _open_path(path: Path, axes: str | None, level: int, channels: int | None, time: int) -> Source:
+def _open_path(path: Path, axes: str | None, level: int, channels: int | None, time: int, labels: bool) -> Source:
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
     if path.is_dir():
@@ -105,7 +107,7 @@ def _open_path(path: Path, axes: str | None, level: int, channels: int | None, t
     if start.startswith((PNG, JPEG)):
         from pipeline.storage.pictures import open_picture
 
-        return open_picture(path, start)
+        return open_picture(path, start, labels)
     raise ValueError(f"{path} is not an image of a known kind: TIFF, Zarr, .npy, PNG or JPEG")
 
 

@@ -10,31 +10,34 @@ from pathlib import Path
 import imagecodecs
 import numpy as np
 
-from pipeline.storage.png import png_bands
+from pipeline.storage.png import PALETTE, SAMPLES, numbers, png_bands
 from pipeline.storage.source import PNG, ImageReadError, Index, Metadata, native, one_line
 
 LARGEST = 1 << 34
 """Pixels beyond which a header is taken for damage."""
 
 
-def open_picture(path: Path, start: bytes) -> PictureSource:
-    """A PNG or JPEG file, told by its first bytes. Raises ValueError for a damaged header."""
+def open_picture(path: Path, start: bytes, labels: bool = False) -> PictureSource:
+    """A PNG or JPEG file, told by its first bytes; `labels`: a PNG's numbers, not the colours that they stand for.
+
+    Raises ValueError for a damaged header.
+    """
     form = "png" if start.startswith(PNG) else "jpeg"
     try:
-        shape, dtype = (_png_header if form == "png" else _jpeg_header)(path)
+        shape, dtype = _png_header(path, labels) if form == "png" else _jpeg_header(path)
     except (struct.error, ValueError, IndexError) as error:
         raise ValueError(f"{path}: a damaged {form.upper()} file: {one_line(error)}") from error
     if 0 in shape or shape[1] * shape[2] > LARGEST:
         raise ValueError(f"{path}: a {form.upper()} file of {shape[1]} x {shape[2]} pixels")
-    return PictureSource(path, form, shape, dtype)
+    return PictureSource(path, form, shape, dtype, labels)
 
 
-def _png_header(path: Path) -> tuple[tuple[int, int, int], np.dtype[np.generic]]:
+def _png_header(path: Path, labels: bool) -> tuple[tuple[int, int, int], np.dtype[np.generic]]:
     """Channels, rows and columns from IHDR (and tRNS). https://www.w3.org/TR/png/#11IHDR"""
     with path.open("rb") as file:
         head = file.read(33)
     width, height, depth, colour = struct.unpack(">4x4xIIBB", head[8:26])
-    samples = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+    samples = SAMPLES | {PALETTE: 1 if labels else 3}
     if head[12:16] != b"IHDR" or colour not in samples or depth not in (1, 2, 4, 8, 16):
         raise ValueError("no valid header")
     return (samples[colour], height, width), np.dtype("u2" if depth == 16 else "u1")
@@ -62,9 +65,11 @@ def _jpeg_header(path: Path) -> tuple[tuple[int, int, int], np.dtype[np.generic]
 class PictureSource:
     """A picture that is one chunk."""
 
-    def __init__(self, path: Path, form: str, shape: tuple[int, int, int], dtype: np.dtype[np.generic]) -> None:
+    def __init__(
+        self, path: Path, form: str, shape: tuple[int, int, int], dtype: np.dtype[np.generic], labels: bool
+    ) -> None:
         c, y, x = shape
-        self.path, self.form = path, form
+        self.path, self.form, self.labels = path, form, labels
         self.size = path.stat().st_size
         self.shape: Index = (c, 1, y, x)
         self.chunk: Index = self.shape
@@ -72,17 +77,16 @@ class PictureSource:
         self.metadata = Metadata(form, "YXC" if c > 1 else "YX", path.stem)
 
     def decode(self, at: Index) -> np.ndarray:
-        pixels = self._decode(None)
-        return np.moveaxis(pixels, -1, 0)[:, np.newaxis]
+        return np.moveaxis(self._decode(), -1, 0)[:, np.newaxis]
 
-    def _decode(self, out: np.ndarray | None) -> np.ndarray:
+    def _decode(self) -> np.ndarray:
         """(y, x, c)"""
         try:
             data = self.path.read_bytes()
             if self.form == "png":
-                pixels: np.ndarray = imagecodecs.png_decode(data, out=out)
+                pixels: np.ndarray = numbers(data) if self.labels else imagecodecs.png_decode(data)
             else:
-                pixels = imagecodecs.jpeg_decode(data, out=out)
+                pixels = imagecodecs.jpeg_decode(data)
         except Exception as error:  # a decoder of hostile bytes
             raise ImageReadError(f"{self.path}: cannot be decoded: {one_line(error)}") from error
         c, _, y, x = self.shape

@@ -21,6 +21,7 @@ from pipeline.storage.streams import PIECE, blocks
 
 SAMPLES = {0: 1, 2: 3, 4: 2, 6: 4}
 """By colour type, without palettes."""
+PALETTE = 3
 
 
 def png_bands(path: Path) -> Iterator[np.ndarray] | None:
@@ -53,6 +54,28 @@ def _bands(path: Path, width: int, height: int, depth: int, colour: int) -> Iter
         raise ImageReadError(f"{path}: cannot be decoded after row {done}: {one_line(error)}") from error
     if done < height:
         raise ImageReadError(f"{path}: ends after {done} of {height} rows")
+
+
+def numbers(data: bytes) -> np.ndarray:
+    """(y, x, ...) of a PNG file as they are stored: the indices of a palette, grey of fewer than 8 bits unstretched."""
+    depth, colour = data[24], data[25]
+    if colour == PALETTE:
+        data = _without_palette(data)
+    pixels: np.ndarray = imagecodecs.png_decode(data)
+    return pixels // (255 // (2**depth - 1)) if depth < 8 else pixels
+
+
+def _without_palette(data: bytes) -> bytes:
+    """The file as a grey one, in which indices are stored alike."""
+    kept, at = [SIGNATURE], len(SIGNATURE)
+    while len(start := data[at : at + 8]) == 8:
+        size, name = struct.unpack(">I4s", start)
+        if name == b"IHDR":
+            kept.append(_chunk(name, data[at + 8 : at + 17] + b"\0" + data[at + 18 : at + 21]))
+        elif name in (b"IDAT", b"IEND"):
+            kept.append(data[at : at + size + 12])
+        at += size + 12
+    return b"".join(kept)
 
 
 def _inflated(path: Path) -> Iterator[bytes]:

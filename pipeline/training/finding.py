@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from typing import TypeVar
 
 import numpy as np
@@ -63,11 +64,7 @@ def find_pairs(
             rest, parts[part] = hold_out(rest, part, *share, field, seed, len(parts["train"]))
     parts["train"] = rest
 
-    def counted(pair: Pair, cores: Callable[[Pair], Cores] | None = None) -> tuple[Pair, np.ndarray]:
-        with Labels(pair, classes=classes, ignore=ignore, binary=binary) as labels:
-            counts = labels.count(None if cores is None else cores(pair))
-            return replace(pair, counts=tuple(counts.sum(axis=0).tolist())), counts
-
+    counted = partial(_counted, classes=classes, ignore=ignore, binary=binary)
     found = {part: _all(pairs, partial(counted, cores=cores if part == "train" else None))
              for part, pairs in parts.items()}  # fmt: skip
     _refuse(f"{pair.label}: {_where(pair, field)} is labelled" for pairs in found.values() for pair, _ in pairs
@@ -141,12 +138,14 @@ def _measured(pair: tuple[str, str, str], field: ReceptiveField, channels: int) 
         size = (opened.shape[1], opened.shape[2])
         if opened.dtype.itemsize * channels * size[0] * size[1] <= SMALL:
             opened.read(Region.of(size[0] - 1, size[0], size[1] - 1, size[1]))
+        identity = opened.identity()
     output = field.output_shape(*size)
     if 0 in output or any(n < least for n, least in zip(field.extended(*size), field.least, strict=True)):
         raise ValueError(f"{image} is {_by(size)}, too small for the network: it has no output there")
-    with _opened(label) as opened:
+    with _opened(label, labels=True) as opened:
         if len(opened.shape) != 3 or opened.shape[0] != 1:
-            raise ValueError(f"{label} has shape {opened.shape}: a label has one channel, the class of each pixel")
+            raise ValueError(f"{label} has shape {opened.shape}: a label has one channel, the class of each pixel; "
+                             "save the indices of a palette, not its colours")  # fmt: skip
         if opened.dtype.kind not in "iub":
             raise ValueError(f"{label} holds {opened.dtype} numbers: a label is a whole number, the pixel's class")
         labelled = (opened.shape[1], opened.shape[2])
@@ -154,17 +153,29 @@ def _measured(pair: tuple[str, str, str], field: ReceptiveField, channels: int) 
     same_rate = all(rate == 1 for rate in field.rate)
     if labelled == size and same_rate:
         top, left = (-surplus // 2 if surplus < 0 else 0 for surplus in field.surplus)
-        return Pair(name, image, label, size, everything, (top, left))
+        return Pair(name, image, label, size, everything, (top, left), identity=identity)
     if labelled == output:
-        return Pair(name, image, label, size, everything)
+        return Pair(name, image, label, size, everything, identity=identity)
     wanted = f"the image's {_by(size)}" if same_rate else f"the {_by(output)} of the network's output"
     raise ValueError(f"{label} is {_by(labelled)}, and not {wanted}")
 
 
-def _opened(source: str, channels: int | None = None) -> Image:
+def _counted(
+    pair: Pair, cores: Callable[[Pair], Cores] | None, classes: int, ignore: int | None, binary: bool
+) -> tuple[Pair, np.ndarray]:
+    """The pair with its labels counted, and the counts by core. Raises ValueError for a label that is no class."""
+    digest = sha256()
+    with Labels(pair, classes=classes, ignore=ignore, binary=binary) as labels:
+        counts = labels.count(
+            None if cores is None else cores(pair), lambda part: digest.update(part.astype(np.int16).tobytes())
+        )
+    return replace(pair, counts=tuple(counts.sum(axis=0).tolist()), classes=digest.hexdigest()), counts
+
+
+def _opened(source: str, channels: int | None = None, labels: bool = False) -> Image:
     """The image. Raises ValueError, which names the file, for all that is wrong with it."""
     try:
-        return open_image(source, channels=channels)
+        return open_image(source, channels=channels, labels=labels)
     except FileNotFoundError:
         raise ValueError(f"{source}: there is no such file") from None
     except ValueError as error:

@@ -18,7 +18,7 @@ that of the same samples in full.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,8 @@ from pipeline.worker import batch
 
 Read = tuple[Sample, np.ndarray, np.ndarray]
 """A sample, its pixels (c, h, w) as stored and extended, and the classes (h', w') of its core, IGNORE among them."""
+Labelled = tuple[Sample, np.ndarray, Tensor]
+"""The same with the classes that keep their loss, as a tensor."""
 Kept = Callable[[Sample], np.ndarray] | None
 """Which outputs (h', w') of a sample's core keep their loss; None: all."""
 
@@ -118,25 +120,44 @@ def accumulate(
     A core without a labelled output is not run at all.
     """
     sums = Sums.none(loss)
-    waiting: dict[tuple[int, ...], list[tuple[Sample, np.ndarray, Tensor]]] = {}
-    for sample, pixels, classes in reads:
-        labels = torch.from_numpy(classes)
-        sums.pixels += int((labels != IGNORE).sum())
-        sums.weight += keep * float(loss.weight(labels))
-        if kept is not None:
-            labels = torch.where(torch.from_numpy(kept(sample)), labels, IGNORE)
-        if (labels != IGNORE).any():
-            key = (sample.at // together if grouped else 0, *pixels.shape)
-            stack = waiting.setdefault(key, [])
-            stack.append((sample, pixels, labels))
-            if len(stack) == together:
-                sums.of_loss += _run(module, waiting.pop(key), loss, slope)
-    for stack in waiting.values():
+
+    def labelled() -> Iterator[Labelled]:
+        for sample, pixels, classes in reads:
+            labels = torch.from_numpy(classes)
+            sums.pixels += int((labels != IGNORE).sum())
+            sums.weight += keep * float(loss.weight(labels))
+            if kept is not None:
+                labels = torch.where(torch.from_numpy(kept(sample)), labels, IGNORE)
+            if (labels != IGNORE).any():
+                yield sample, pixels, labels
+
+    for stack in stacks(labelled(), together, grouped):
         sums.of_loss += _run(module, stack, loss, slope)
     return sums
 
 
-def _run(module: nn.Module, stack: list[tuple[Sample, np.ndarray, Tensor]], loss: Loss, slope: Tensor | None) -> Tensor:
+def stacks(reads: Iterable[Labelled], together: int, grouped: bool) -> Iterator[list[Labelled]]:
+    """The reads that share a pass: up to `together` of one shape, and `grouped`, of one group of so many places.
+
+    Reads come by their places in the step, so that nothing of a group is to come when the next has begun.
+    """
+    waiting: dict[tuple[int, ...], list[Labelled]] = {}
+    group = 0
+    for read in reads:
+        sample, pixels, _ = read
+        if grouped and sample.at // together != group:
+            group = sample.at // together
+            while waiting:
+                yield waiting.pop(next(iter(waiting)))
+        stack = waiting.setdefault(pixels.shape, [])
+        stack.append(read)
+        if len(stack) == together:
+            yield waiting.pop(pixels.shape)
+    while waiting:
+        yield waiting.pop(next(iter(waiting)))
+
+
+def _run(module: nn.Module, stack: list[Labelled], loss: Loss, slope: Tensor | None) -> Tensor:
     """The sums of reads of one shape, in one pass forwards and, where gradients are taken, one back."""
     like = next(module.parameters())
     pixels = torch.cat([batch(of_read, like.dtype, str(like.device)) for _, of_read, _ in stack])

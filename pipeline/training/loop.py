@@ -76,7 +76,7 @@ def train(
             if sums.weight > 0:  # a step without a label moves nothing, momentum included
                 optimizer.step()
             if average is not None and task.ema is not None:
-                follow(average, module, task.ema)
+                follow(average, module, kept_of(task.ema, step))
             if first:
                 spent = round(time.monotonic() - began, 4)
                 told = {"loss": sums.value(task.loss), "lr": rate, "seconds": spent, "pixels": sums.pixels}
@@ -95,7 +95,7 @@ def gradient(
 ) -> Sums:
     """Puts the gradient of the step's batch into the parameters, the same on all workers.
 
-    Raises ValueError, on all workers, where one met a problem or the loss is no number any more.
+    Raises ValueError, on all workers, where one met a problem, or loss or gradient are no numbers any more.
     """
     grouped = bool(statistics.norms)  # which see all of a pass, so it is to be the same on any number of workers
     samples = dealt(sampler.step(step - 1), group.rank, group.world, task.together if grouped else 1)
@@ -114,6 +114,9 @@ def gradient(
         raise ValueError(f"step {step}: {next(problem for problem in group.gather(sums.problem) if problem)}")
     if not math.isfinite(loss := sums.value(task.loss) or 0.0):
         raise ValueError(f"step {step}: the loss is {loss}: lower optimizer.lr, or look at normalise")
+    if not all(bool(p.grad.isfinite().all()) for p in module.parameters() if p.grad is not None):
+        raise ValueError(f"step {step}: the gradient is not finite, though the loss is: look for pixels beyond "
+                         "float32, also where labels are ignored, or lower optimizer.lr")  # fmt: skip
     return sums
 
 
@@ -156,8 +159,9 @@ def tried(task: Task, state: State, folder: RunFolder, group: Group) -> dict[str
 def network(task: Task, weights: Mapping[str, Any], device: str) -> nn.Module:
     """The module with those weights, in training mode."""
     module = build(task.architecture, task.arguments, dict(task.normalise))  # type: ignore[arg-type]
-    module.load_state_dict(weights)
-    return module.to(device, torch.float64 if task.precision == "float64" else torch.float32).train()
+    module.to(device, torch.float64 if task.precision == "float64" else torch.float32)
+    module.load_state_dict(weights)  # not before: into float32 it would round float64
+    return module.train()
 
 
 def frozen(module: nn.Module) -> Statistics:
@@ -175,6 +179,11 @@ def optimizer_of(module: nn.Module, settings: Mapping[str, Any]) -> torch.optim.
         return torch.optim.SGD(parameters, momentum=settings["momentum"], **given)
     kind = torch.optim.Adam if settings["name"] == "adam" else torch.optim.AdamW
     return kind(parameters, **given)
+
+
+def kept_of(ema: float, step: int) -> float:
+    """How much of the running mean a step keeps: less at first, or the random weights of the beginning would stay."""
+    return min(ema, (1 + step) / (10 + step))
 
 
 def follow(average: nn.Module, module: nn.Module, keep: float) -> None:

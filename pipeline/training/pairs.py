@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -30,6 +31,10 @@ class Pair:
     """(y, x) of the label pixel of output (0, 0): above 0 where valid convolutions trim the output."""
     counts: tuple[int, ...] = ()
     """Labelled outputs of each class within the region."""
+    identity: str = ""
+    """Of the image: `Image.identity`."""
+    classes: str = ""
+    """A hash of the class of each output within the region."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Labels:
 
     def __init__(self, pair: Pair, *, classes: int, ignore: int | None = None, binary: bool = False) -> None:
         self.pair, self.classes, self.ignore, self.binary = pair, scored(classes), ignore, binary
-        self.image: Image = open_image(pair.label)
+        self.image: Image = open_image(pair.label, labels=True)
 
     def read(self, region: Region) -> np.ndarray:
         """(h, w) int64: the class of each output, IGNORE where there is none or where it does not count.
@@ -84,14 +89,18 @@ class Labels:
         classes[~counted] = IGNORE
         return classes
 
-    def count(self, cores: Cores | None = None) -> np.ndarray:
-        """(cores, classes) int64: labelled outputs that count, from all labels, a part at a time; None: one core."""
+    def count(self, cores: Cores | None = None, look: Callable[[np.ndarray], None] = lambda _: None) -> np.ndarray:
+        """(cores, classes) int64: labelled outputs that count, from all labels, a part at a time; None: one core.
+
+        `look` is given the classes of each part.
+        """
         region = self.pair.region or Region.of(0, self.image.shape[-2], 0, self.image.shape[-1])
         height, width = part_of(self.image.chunk, region.x.size)
         total = np.zeros((1 if cores is None else len(cores), self.classes), np.int64)
         for y, x in product(range(*_ends(region.y), height), range(*_ends(region.x), width)):
             part = Region(Interval(y, y + height).clip(*_ends(region.y)), Interval(x, x + width).clip(*_ends(region.x)))
             classes = self.read(part)
+            look(classes)
             for core, inside in [(0, part)] if cores is None else cores.within(part):
                 there = Region(inside.y.shift(-part.y.start), inside.x.shift(-part.x.start))
                 of_core = classes[there.slices]

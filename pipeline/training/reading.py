@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 from pipeline.storage.image import Image, open_image
 from pipeline.storage.kept import Kept
 from pipeline.storage.reading import Reading
@@ -47,6 +49,7 @@ class Reader:
         """Each sample with its pixels, extended where the read goes beyond the image, and its core's classes.
 
         Samples without a label are left out before their pixels are read: they have no part in loss or gradient.
+        Raises ValueError, with the place, for pixels that are NaN or infinite.
         """
         for sample in samples:
             image, labels = self.opened[sample.image]
@@ -54,7 +57,21 @@ class Reader:
             classes = labels.read(_wider(tile.core, self.margin))
             if (classes == IGNORE).all():
                 continue
-            yield sample, Reading(image, tile.read, self.pairs[sample.image].size).all(), classes
+            pair = self.pairs[sample.image]
+            pixels = Reading(image, tile.read, pair.size).all()
+            _check_finite(pixels, tile.read, pair)
+            yield sample, pixels, classes
+
+
+def _check_finite(pixels: np.ndarray, read: Region, pair: Pair) -> None:
+    """Raises ValueError for NaN and infinity: the gradient has 0 times these even where no loss depends on them."""
+    if pixels.dtype.kind != "f" or (finite := np.isfinite(pixels)).all():
+        return
+    channel, y, x = np.argwhere(~finite)[0]
+    raise ValueError(
+        f"{pair.image}: {pixels[channel, y, x]} at row {read.y.start + y}, column {read.x.start + x} cannot be trained "
+        "on, also where labels are ignored: give pixels without data a number, such as 0"
+    )
 
 
 def _close(pair: tuple[Image, Labels]) -> None:

@@ -89,9 +89,11 @@ class Task:
 
     @property
     def data(self) -> str:
-        """A hash of what is trained on and what scores it: names, sizes and the labels' counts."""
+        """A hash of what is trained on and what scores it: names, images and classes."""
         held = [() if part is None else part.pairs for part in (self.validation, self.test)]
-        told = [[(pair.name, pair.size, pair.region, pair.counts) for pair in part] for part in (self.pairs, *held)]
+        told = [
+            [(pair.name, pair.identity, pair.region, pair.classes) for pair in part] for part in (self.pairs, *held)
+        ]
         return blake2b(repr(told).encode(), digest_size=16).hexdigest()
 
     def cut(self) -> list[Cores]:

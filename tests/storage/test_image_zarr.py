@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import zarr
+from PIL import Image as Pillow
 
 from pipeline.storage.image import ImageReadError, open_image
 from pipeline.tiling.geometry import Region
@@ -102,6 +105,40 @@ def test_png(tmp_path: Path, samples: int, dtype: str) -> None:
     image = open_image(tmp_path / "a.bin")
     assert image.shape == (samples, 50, 60) and image.dtype == dtype
     assert np.array_equal(image.dask.compute(), np.moveaxis(array, -1, 0))
+
+
+def packed(values: np.ndarray, depth: int, colour: int, *more: tuple[bytes, bytes]) -> bytes:
+    """A PNG of so few bits a pixel, with more chunks before its pixels."""
+    bits = np.unpackbits(values[..., None], axis=2)[..., 8 - depth :].reshape(len(values), -1)
+    rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits)
+    head = struct.pack(">IIBBBBB", values.shape[1], len(values), depth, colour, 0, 0, 0)
+    chunks = [(b"IHDR", head), *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_labels_in_png_are_numbers_and_images_are_grey_or_colours(
+    tmp_path: Path, depth: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Pillow has the colours, and the indices of a palette too; fewer than 8 bits are grey up to 255."""
+    values = RNG.integers(0, 2**depth, (50, 61), np.uint8)
+    palette = RNG.integers(0, 255, (2**depth, 3), np.uint8)
+    (tmp_path / "grey.png").write_bytes(packed(values, depth, 0, (b"tRNS", b"\0\1")))
+    (tmp_path / "palette.png").write_bytes(packed(values, depth, 3, (b"PLTE", palette.tobytes()), (b"tRNS", b"\0\7")))
+    for name, expected in (
+        ("grey", values[None] * (255 // (2**depth - 1))),
+        ("palette", palette[values].transpose(2, 0, 1)),
+    ):
+        with Pillow.open(tmp_path / f"{name}.png") as file:
+            drawn = np.asarray(file.convert("RGBA"))[..., :3]
+        image = open_image(tmp_path / f"{name}.png")
+        assert np.array_equal(image.read(Region.of(0, 50, 0, 61)), expected)
+        assert np.array_equal(drawn.transpose(2, 0, 1), np.broadcast_to(expected, (3, 50, 61)))
+        labels = open_image(tmp_path / f"{name}.png", labels=True)
+        assert labels.shape == (1, 50, 61) and np.array_equal(labels.read(Region.of(0, 50, 0, 61))[0], values)
+    assert capfd.readouterr().err == ""
 
 
 def test_jpeg_and_damaged_pictures(tmp_path: Path) -> None:

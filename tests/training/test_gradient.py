@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +16,11 @@ from torch.nn import functional as F
 
 from pipeline.network.fcn import FCN
 from pipeline.network.unet import UNet
-from pipeline.tiling.geometry import Interval, Region
-from pipeline.training.gradient import Read, accumulate, reduce
+from pipeline.tiling.geometry import Interval, ReceptiveField, Region
+from pipeline.training.gradient import Read, accumulate, reduce, stacks
 from pipeline.training.loss import CrossEntropy, Dice, Focal, Loss, Total
 from pipeline.training.pairs import IGNORE
-from pipeline.training.sampling import Sample, Sampler
+from pipeline.training.sampling import Sample, Sampler, cut, dealt
 from tests import zoo
 from tests.training.drawn import Drawn, Plain, all_samples, cross_entropy, distance, gradient_of
 
@@ -87,6 +89,51 @@ def test_patches_of_every_output_have_the_gradient_of_the_whole_image_and_a_part
     for together in (1, 7):
         assert distance(drawn.by_workers(samples, 2, together=together)[0], whole) < EXACT
     assert distance(drawn.by_workers(samples[: len(samples) // 2], 2)[0], whole) > 1e-3
+
+
+@pytest.mark.parametrize("count", [12, 40])
+def test_pixels_that_wait_for_others_to_share_a_pass_do_not_grow_with_the_batch(count: int) -> None:
+    """Images of so many shapes that hardly any finds another of its own; the gradient is that of all at once."""
+    sizes = [(8 + n % 11, 8 + n % 13) for n in range(count)]
+    drawn = Drawn.random(lambda: nn.Sequential(zoo.conv(2, 3), nn.ReLU(), zoo.conv(3, 2)), sizes)
+    samples = Sampler(drawn.cores("whole"), count, seed=1).step(0)
+    held, most = set[int](), 0
+
+    def counted() -> Iterator[Read]:
+        nonlocal most
+        for sample, pixels, labels in drawn.reads(samples):
+            read = pixels.copy()
+            held.add(id(read))
+            weakref.finalize(read, held.discard, id(read))
+            most = max(most, len(held))
+            yield sample, read, labels
+            del read
+
+    drawn.module.zero_grad()
+    reduce(drawn.module, accumulate(drawn.module, counted(), CrossEntropy(), together=4, grouped=True), lambda t: None)
+    found = gradient_of(drawn.module)
+    assert distance(found, drawn.whole()) < EXACT
+    assert most <= 2 * 4
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 3), max_size=30), st.integers(1, 5), st.integers(1, 3))
+def test_which_reads_share_a_pass_is_the_same_on_any_number_of_workers(
+    widths: list[int], together: int, world: int
+) -> None:
+    """Those of one shape among so many places, also where some of these have no label and are not there."""
+    one = Sample(0, 0, cut((4, 4), ReceptiveField((0, 0), (0, 0), (1, 1)), "whole", None).tile(0))
+    reads = [(replace(one, at=at), np.zeros((1, 1, width)), torch.zeros(())) for at, width in enumerate(widths)
+             if at % 7 != 3]  # fmt: skip
+    expected: dict[tuple[int, int], list[int]] = {}
+    for sample, pixels, _ in reads:
+        expected.setdefault((sample.at // together, pixels.shape[2]), []).append(sample.at)
+    found = []
+    for rank in range(world):
+        mine = dealt([sample for sample, _, _ in reads], rank, world, together)
+        found += [[sample.at for sample, _, _ in stack]
+                  for stack in stacks([read for read in reads if read[0] in mine], together, grouped=True)]  # fmt: skip
+    assert sorted(found) == sorted(expected.values())
 
 
 WEIGHTS = (0.5, 2.0, 7.0)

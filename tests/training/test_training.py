@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 import yaml
 from PIL import Image
@@ -115,17 +116,18 @@ def test_what_was_trained_predicts(tmp_path: Path) -> None:
     assert (found == label)[label != 255].mean() > 0.9
 
 
-def test_from_python_as_a_dict_and_gone_on_with_bit_for_bit(tmp_path: Path) -> None:
-    """A run that ended half way goes on as if it had not, momentum and order of the samples included."""
-    whole = pipeline.train(job(tmp_path, run=str(tmp_path / "whole"), checkpoint_every=2))
+@pytest.mark.parametrize("given", [{}, {"precision": "float64", "ema": 0.5}])
+def test_from_python_as_a_dict_and_gone_on_with_bit_for_bit(tmp_path: Path, given: dict[str, Any]) -> None:
+    """A run that ended half way goes on as if it had not, momentum, mean and order of the samples included."""
+    whole = pipeline.train(job(tmp_path, run=str(tmp_path / "whole"), checkpoint_every=2, **given))
     assert whole.path == str(tmp_path / "whole") and whole.metrics["step"] == 6 and whole.metrics["loss"] > 0
     half = tmp_path / "half"
-    pipeline.train(job(tmp_path, run=str(half), checkpoint_every=2))
+    pipeline.train(job(tmp_path, run=str(half), checkpoint_every=2, **given))
     for name in ("network.json", "weights.safetensors", "checkpoints/00000006.pt"):
         (half / name).unlink()
     with (half / "metrics.jsonl").open("a") as file:
         file.write('{"step": 7, "lo')
-    again = pipeline.train(job(tmp_path, run=str(half), checkpoint_every=3))
+    again = pipeline.train(job(tmp_path, run=str(half), checkpoint_every=3, **given))
     assert again.resumed == 4
     assert torch.equal(weights(half), weights(whole.path))
     losses = [[json.loads(line)["loss"] for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
@@ -197,6 +199,22 @@ def test_other_data_under_the_same_job_are_refused(tmp_path: Path) -> None:
         pipeline.train(job(tmp_path, steps=2, checkpoint_every=1))
 
 
+@pytest.mark.parametrize("what", ["0.png", "0_label.png", "nothing"])
+def test_other_pixels_and_other_labels_under_the_same_names_are_refused(tmp_path: Path, what: str) -> None:
+    """Also where they are of the same size, and as many of each class; not a copy of the same."""
+    made = job(tmp_path, steps=2, checkpoint_every=1)
+    (Path(pipeline.train(made).path) / "network.json").unlink()  # as if it had been killed just before
+    for file in (tmp_path / "images").iterdir():
+        file.write_bytes(file.read_bytes())
+    if what == "nothing":
+        assert pipeline.train(made).resumed == 2
+        return
+    file = tmp_path / "images" / what
+    Image.fromarray(np.asarray(Image.open(file))[::-1]).save(file)
+    with pytest.raises(ValueError, match="was begun with other images or labels than there are now"):
+        pipeline.train(made)
+
+
 @pytest.mark.parametrize("part", ["validation", "test"])
 def test_other_held_out_data_are_refused_too(tmp_path: Path, part: str) -> None:
     """The best weights are found by scores of the same images, and a test is of those that it was begun with."""
@@ -215,6 +233,7 @@ def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) ->
     for given, said in (
         ({"sampling": {"core": 30}}, "sampling.core=30 .* the nearest are 28 and 32"),
         ({"class_weights": [1, 2, 3]}, "class_weights=.* tells 2 classes apart"),
+        ({"class_weights": [0, 0]}, r"^class_weights=\[0.0, 0.0\]: what is labelled has weight 0, so nothing would be"),
         ({"network": group}, "sampling.kind=tiles: .* not local"),
         (
             {"network": group, "sampling": {"kind": "whole"}, "data": {**unread, "validation": {"fraction": 0.3}}},
@@ -232,6 +251,34 @@ def test_what_does_not_fit_is_refused_before_a_folder_is_made(tmp_path: Path) ->
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("mode", ["1", "P"])
+def test_masks_of_one_bit_and_of_palettes_are_the_classes_that_they_were_saved_as(tmp_path: Path, mode: str) -> None:
+    """As Pillow saves arrays of bool, and Pascal VOC its classes."""
+    made, masks = job(tmp_path), tmp_path / "images"
+    before = task_of(validated(TrainJob, made)).card["data"]["labelled"]
+    for file in masks.glob("*_label.png"):
+        mask = Image.fromarray(np.asarray(Image.open(file)) == 1)
+        if mode == "P":
+            mask = Image.fromarray(np.asarray(mask).astype(np.uint8), "L").convert("P")
+            mask.putpalette([9, 9, 9, 200, 0, 0])
+        mask.save(file)
+    ground, foreground = task_of(validated(TrainJob, made)).card["data"]["labelled"]
+    assert foreground >= before[1] > 0 and ground + foreground == 3 * 72 * 80
+
+
+def test_a_class_without_any_label_is_said_once_and_one_without_weight_is_not_trained_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = {"architecture": "unet", "base": 4, "depth": 2, "norm": "none", "channels": 3, "classes": 4}
+    task_of(validated(TrainJob, job(tmp_path)))
+    assert not caplog.messages
+    task_of(validated(TrainJob, job(tmp_path, network=network)))
+    assert caplog.messages == ["nothing that is trained on is labelled 2 or 3: the network cannot learn it; see "
+                               "data.ignore and data.binary if it should be there"]  # fmt: skip
+    with pytest.raises(ValueError, match=r"^class_weights=\[0.0, 0.0, 1.0, 1.0\]: what is labelled has weight 0"):
+        task_of(validated(TrainJob, job(tmp_path, network=network, class_weights=[0, 0, 1, 1])))
+
+
 def test_a_mistake_takes_no_folder_that_was_made_for_the_run(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     with pytest.raises(ValueError, match=r"sampling\.core=30"):
@@ -243,6 +290,33 @@ def test_a_mistake_takes_no_folder_that_was_made_for_the_run(tmp_path: Path) -> 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^step \d+: the loss is (nan|inf): lower optimizer.lr"):
         pipeline.train(job(tmp_path, optimizer={"name": "sgd", "lr": 1e9}))
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize(
+    ("value", "dtype", "said"),
+    [
+        (np.nan, np.float32, r"0\.tif: nan at row 64, column 72 cannot be trained on"),
+        (-np.inf, np.float16, r"0\.tif: -inf at row 64, column 72 cannot be trained on"),
+        (1e300, np.float64, "the gradient is not finite, though the loss is: look for pixels beyond float32"),
+    ],
+)
+def test_pixels_that_are_no_numbers_end_the_run_though_their_labels_are_ignored(
+    tmp_path: Path, value: float, dtype: type[np.generic], said: str
+) -> None:
+    """No output that has a loss depends on them, but 0 times them is in the gradient; nothing is written of it."""
+    draw(tmp_path / "images", count=1)
+    image = np.array(Image.open(tmp_path / "images" / "0.png")).astype(dtype)
+    label = np.array(Image.open(tmp_path / "images" / "0_label.png"))
+    image[64:, 72:], label[24:, 32:] = value, 255
+    tifffile.imwrite(tmp_path / "images" / "0.tif", image, photometric="rgb")
+    Image.fromarray(label).save(tmp_path / "images" / "0_label.png")
+    data = {**job(tmp_path)["data"], "train": [{"image": f"{tmp_path}/images/0.tif",
+                                                "label": f"{tmp_path}/images/0_label.png"}]}  # fmt: skip
+    given = {"data": data, "sampling": {"kind": "whole"}, "batch": 1, "checkpoint_every": 1, "clip": 1.0}
+    with pytest.raises(ValueError, match=rf"^step 1: .*{said}"):
+        pipeline.train(job(tmp_path, **given))
+    assert not any((tmp_path / "run" / "checkpoints").glob("*.pt"))
 
 
 def test_an_image_too_small_for_batch_norm_alone_ends_the_run_with_what_to_do(tmp_path: Path) -> None:
@@ -274,11 +348,14 @@ def test_kinds_optimisers_and_architectures_train(tmp_path: Path, given: dict[st
     assert result.metrics["step"] == 3 and np.isfinite(result.metrics["loss"])
 
 
-def test_training_starts_from_the_weights_of_a_network_folder(tmp_path: Path) -> None:
-    first = pipeline.train(job(tmp_path))
-    asked = job(tmp_path, run=str(tmp_path / "second"), network=first.path, steps=1, optimizer={"lr": 1e-12})
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_training_starts_from_the_weights_of_a_network_folder(tmp_path: Path, precision: str) -> None:
+    """All their digits: so small a rate moves nothing."""
+    first = pipeline.train(job(tmp_path, precision=precision, steps=2))
+    asked = job(tmp_path, run=str(tmp_path / "second"), network=first.path, precision=precision, steps=1,
+                optimizer={"lr": 1e-30})  # fmt: skip
     del asked["normalise"]
-    assert torch.allclose(weights(pipeline.train(asked).path), weights(first.path), atol=1e-8)
+    assert torch.equal(weights(pipeline.train(asked).path), weights(first.path))
     with pytest.raises(ValueError, match="has its own normalisation"):
         pipeline.train(job(tmp_path, run=str(tmp_path / "third"), network=first.path))
 
@@ -300,15 +377,18 @@ def test_the_learning_rate_over_a_run(tmp_path: Path) -> None:
 
 
 def test_the_mean_of_the_weights_is_what_results_and_goes_on(tmp_path: Path) -> None:
-    """Against the weights after each step, of runs that ended there."""
-    each = [weights(pipeline.train(job(tmp_path, run=str(tmp_path / f"{n}"), steps=n)).path) for n in (1, 2)]
+    """Against the weights after each step, of runs that ended there; the first steps keep less of the beginning."""
+    each = [weights(pipeline.train(job(tmp_path, run=str(tmp_path / f"{n}"), steps=n)).path) for n in (1, 2, 3)]
     start = torch.cat([p.flatten() for p in begin(task_of(validated(TrainJob, job(tmp_path))))["module"].values()])
-    run = pipeline.train(job(tmp_path, steps=2, ema=0.75, checkpoint_every=1)).path
-    expected = 0.75 * (0.75 * start + 0.25 * each[0]) + 0.25 * each[1]
-    assert torch.allclose(weights(run), expected, atol=1e-6)
-    for name in ("network.json", "checkpoints/00000002.pt"):
+    run = pipeline.train(job(tmp_path, steps=3, ema=0.28, checkpoint_every=1)).path
+    expected = start
+    for kept, after in zip((2 / 11, 3 / 12, 0.28), each, strict=True):
+        expected = kept * expected + (1 - kept) * after
+    found = weights(run)
+    assert torch.allclose(found, expected, atol=1e-6)
+    for name in ("network.json", "checkpoints/00000003.pt"):
         (Path(run) / name).unlink()
-    assert torch.allclose(weights(pipeline.train(job(tmp_path, steps=2, ema=0.75)).path), expected, atol=1e-6)
+    assert torch.equal(weights(pipeline.train(job(tmp_path, steps=3, ema=0.28)).path), found)
 
 
 def test_a_balanced_run_draws_what_is_labelled_alone_and_goes_on_the_same(tmp_path: Path) -> None:
