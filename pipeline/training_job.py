@@ -235,7 +235,7 @@ class TrainJob(Settings):
     """Of each stage only the input is kept, and the rest computed again on the way back: less memory, more time."""
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     """bfloat16: the passes of training only; weights, optimiser and validation are in float32."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     @field_validator("batch", mode="before")
     @classmethod

@@ -138,6 +138,10 @@ def test_validation_may_be_a_list_like_train() -> None:
         ("workers=[1, 2.5]", "option workers=[1, 2.5]: give a number, or [least, most]"),
         ("precision=half", "option precision=half: input should be 'float32', 'float64' or 'bfloat16'"),
         ("seed=x", "option seed=x: input should be a valid integer"),
+        (
+            "seed=18446744073709551616",
+            "option seed=18446744073709551616: input should be less than 9223372036854775808",
+        ),
         ("normalise={std: wide}", "option normalise.std=wide: input should be"),
         ("augment={rotate: 90}", "option augment.rotate=90: input should be a valid boolean"),
         ("augment.brightness=2", "option augment.brightness=2: input should be less than 1"),

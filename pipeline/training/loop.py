@@ -50,8 +50,7 @@ def train(
     folder, first = RunFolder(task.folder), group.rank == 0
     with folder.held() if first else nullcontext():
         state = group.share(group.each(lambda: (folder.latest() or begin(task)) if first else None))
-        if first:
-            folder.rewind(state["step"])
+        group.each(lambda: folder.rewind(state["step"]) if first else None)
         task = decided(task, state, folder, group)
         module = network(task, state["module"], group.device)
         average = None if task.ema is None else network(task, state["average"] or state["module"], group.device)
