@@ -132,7 +132,7 @@ def label(folder: Path, values: np.ndarray) -> None:
         ),
         (lambda f: label(f, np.zeros((12, 14), np.float32)), "a_label.png holds float32 numbers: a label is a whole n"),
         (
-            lambda f: tifffile.imwrite(f / "a.png", np.zeros((12, 14, 3), np.complex64)),
+            lambda f: tifffile.imwrite(f / "a.png", np.zeros((12, 14, 3), np.complex64), photometric="rgb"),
             "a.png holds complex64: give its magnitude, or its parts as channels",
         ),
         (lambda f: (f / "a_label.png").write_text("text"), "a_label.png is not an image of a known kind"),
