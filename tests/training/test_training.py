@@ -23,7 +23,7 @@ from pipeline import commands
 from pipeline.jobfile import validated
 from pipeline.network.loading import load_network
 from pipeline.training.group import Group
-from pipeline.training.loop import begin, gradient
+from pipeline.training.loop import begin, gradient, validate_every
 from pipeline.training.loop import network as network_of
 from pipeline.training.run_folder import RunFolder
 from pipeline.training.statistics import Statistics
@@ -343,6 +343,21 @@ def test_the_network_that_results_is_tested_once(tmp_path: Path) -> None:
     assert task.test is not None and [pair.name for pair in task.test.pairs] == card["data"]["test"]
     matrix = task.test.confusion(load_network(result.path).module).sum(axis=0)
     assert result.metrics["test"]["confusion"] == matrix.tolist()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "steps", "every"),
+    [
+        ({"kind": "patches"}, 200, 20),  # an epoch has thousands of steps
+        ({"kind": "tiles", "core": 32}, 100, 7),  # 27 tiles by 4
+        ({"kind": "whole"}, 200, 10),  # an epoch has a single step
+    ],
+)
+def test_what_is_held_out_is_scored_again_and_again(
+    tmp_path: Path, sampling: dict[str, Any], steps: int, every: int
+) -> None:
+    task = task_of(validated(TrainJob, job(tmp_path, sampling=sampling, steps=steps)))
+    assert validate_every(task, task.sampler()) == every
 
 
 def test_a_clipped_gradient_has_that_norm(tmp_path: Path) -> None:
