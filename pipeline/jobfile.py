@@ -42,6 +42,8 @@ def _located(value: Any) -> Any:
         value = os.fspath(value)
     if not isinstance(value, str) or "://" in value or not value:
         return value
+    if "\0" in value:
+        raise ValueError("no path holds a null character")
     if os.path.isabs(value):
         return os.path.normpath(value)
     if submitted():
@@ -126,8 +128,10 @@ def _lay_over(settings: dict[Any, Any], override: str) -> None:
         raise ValueError(f"{override!r} is no override: write key=value, or key.sub=value")
     try:
         value = _parse(text, "")
-    except (yaml.YAMLError, ValueError):  # as in *.tif, {name}.png or 2024-99-99
-        value = text
+    except (yaml.YAMLError, ValueError) as error:
+        if text[:1] in ("{", "[") and (": " in text or ", " in text):
+            raise ValueError(f"{override}: not YAML: {getattr(error, 'problem', error)}") from None
+        value = text  # as in *.tif, {name}.png or 2024-99-99
     if isinstance(value, str) and text[:1] not in "'\"":
         value = text  # as in 'part #1.tif', where YAML would see a comment
     *above, last = name.split(".")

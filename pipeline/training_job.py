@@ -4,14 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.config import Bytes, Settings
 from pipeline.jobfile import DataPath, NetworkPath
 
-Count = Annotated[int, Field(ge=1)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Factor = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("give a number, not true or false")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+Count = Annotated[Whole, Field(ge=1)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Factor = Annotated[Number, Field(gt=0)]
 PerChannel = Number | tuple[Number, ...] | None
 
 
@@ -60,7 +78,7 @@ Patterns = Annotated[tuple[Pattern, ...], Field(min_length=1)]
 class Share(Settings):
     """The part of the training data that is held out: of the images, or of each image's rows or columns."""
 
-    fraction: Annotated[float, Field(gt=0, lt=1)]
+    fraction: Annotated[Number, Field(gt=0, lt=1)]
     by: Literal["image", "region"] | None = None
     """None: by image where there are several, by region where there is one."""
 
@@ -80,7 +98,7 @@ class Data(Settings):
     """What decides which weights result."""
     test: HeldOut | None = None
     """What is scored once, in the end, with the network that results."""
-    ignore: int | None = None
+    ignore: Whole | None = None
     """The label of pixels that have no loss and are not scored."""
     binary: bool = False
     """Class 1 where the label is above 0, as for labels that number the objects of an image."""
@@ -99,7 +117,7 @@ class Sampling(Settings):
     kind: Literal["whole", "tiles", "patches"] = "tiles"
     core: Count | tuple[Count, Count] = 256
     """(y, x) of a tile's core in input pixels; one number for both."""
-    loss_keep: Annotated[float, Field(gt=0, le=1)] = 1.0
+    loss_keep: Annotated[Number, Field(gt=0, le=1)] = 1.0
     balanced: bool = False
     """Classes in turn, each time a core that has it, instead of every core once an epoch."""
 
@@ -120,9 +138,9 @@ class Sampling(Settings):
 
 class Optimizer(Settings):
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.01
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    lr: Factor = 0.01
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    weight_decay: NotNegative = 0.0
 
     @field_validator("momentum")
     @classmethod
@@ -135,7 +153,7 @@ class Optimizer(Settings):
 class Schedule(Settings):
     name: Literal["poly", "cosine"] | None = None
     """How the learning rate falls to 0 over the run; None: not at all."""
-    warmup: Annotated[int, Field(ge=0)] = 0
+    warmup: Annotated[Whole, Field(ge=0)] = 0
     """Steps over which it rises first."""
 
 
@@ -152,11 +170,11 @@ class Augment(Settings):
 
     flip: bool = False
     rotate: bool = False
-    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    stain: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    elastic: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    brightness: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    contrast: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    noise: NotNegative = 0.0
+    stain: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    elastic: NotNegative = 0.0
 
 
 HOW_MANY = Discriminator(lambda value: "several" if isinstance(value, dict | Settings) else "one")
@@ -166,7 +184,7 @@ HOW_MANY = Discriminator(lambda value: "several" if isinstance(value, dict | Set
 class Focal(Settings):
     """How little an output counts that is right already, and the factor of this loss in the sum."""
 
-    gamma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 2.0
+    gamma: NotNegative = 2.0
     weight: Factor = 1.0
 
 
@@ -206,19 +224,17 @@ class TrainJob(Settings):
         Annotated[Literal["cross_entropy", "dice", "focal"], Tag("one")] | Annotated[Losses, Tag("several")], HOW_MANY
     ] = "cross_entropy"
     """See `pipeline.training.loss`."""
-    class_weights: (
-        Annotated[tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...], Field(min_length=2)] | None
-    ) = None
+    class_weights: Annotated[tuple[NotNegative, ...], Field(min_length=2)] | None = None
     """How much an output of each class counts; the loss is divided by what all count for together.
 
     Of Dice: how much each class counts in the mean over classes.
     """
     optimizer: Optimizer = Optimizer(momentum=0.9)
     schedule: Schedule | None = None
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema: Annotated[Number, Field(gt=0, lt=1)] | None = None
     """The network that results, and is validated, is the running mean of the weights, which keeps this much in step t,
     but no more than (1 + t) / (10 + t)."""
-    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    clip: Factor | None = None
     """Norm to which a longer gradient, of all parameters together, is shortened."""
     freeze_norm: bool | Count = False
     """Batch norm keeps the statistics that the network came with, or those of so many steps, after which tiles have
@@ -228,7 +244,7 @@ class TrainJob(Settings):
     mlflow: bool | str = False
     """The log, the job and in the end the report at that tracking URI too; true: see `pipeline.reporting.tracking`."""
     steps: Count = 2000
-    workers: Annotated[int, Field(ge=0)] | tuple[Count, Count] = 2
+    workers: Annotated[Whole, Field(ge=0)] | tuple[Count, Count] = 2
     """0: in this process; (least, most): as many as there is room for, also when some are lost or nodes are added."""
     checkpoint_every: Count | None = None
     """Steps; None: about a minute."""
@@ -236,7 +252,7 @@ class TrainJob(Settings):
     """Of each stage only the input is kept, and the rest computed again on the way back: less memory, more time."""
     precision: Literal["float32", "float64", "bfloat16"] = "float32"
     """bfloat16: the passes of training only; weights, optimiser and validation are in float32."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] = 0
 
     @field_validator("batch", mode="before")
     @classmethod
@@ -251,6 +267,11 @@ class TrainJob(Settings):
         if together is not None and info.data.get("batch") == "auto":
             raise ValueError("batch: auto finds how many go through the network together: give one of the two")
         return together
+
+    @field_validator("freeze_norm", mode="before")
+    @classmethod
+    def _from_the_first(cls, steps: Any) -> Any:
+        return True if type(steps) is int and steps == 0 else steps
 
     @field_validator("mlflow")
     @classmethod

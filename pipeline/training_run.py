@@ -56,8 +56,8 @@ def train_job(job: TrainJob, look: Callable[[dict[str, Any]], None]) -> Trained:
     if folder.finished and (folder.path / REPORT).is_file():
         return replace(_trained(folder, job.steps), already=True)
     task = task_of(job)
-    folder.begin(settings)  # not before: a job with a mistake is to be mended under the same name
-    with folder.driven():
+    with folder.driven():  # not before: a job with a mistake is to be mended under the same name
+        folder.begin(settings)
         return _go_on(job, task, folder, look)
 
 
@@ -149,7 +149,7 @@ def _trained(folder: RunFolder, before: int) -> Trained:
     """What the card and the log say."""
     card, lines = load_network(str(folder.path)).card, folder.lines()
     trained: Mapping[str, Any] = card["training"]
-    last = next(line for line in reversed(lines) if "loss" in line)
-    return Trained(str(folder.path), {"step": trained["step"], "loss": last["loss"],
+    loss = next((line["loss"] for line in reversed(lines) if "loss" in line), None)  # whatever became of the log
+    return Trained(str(folder.path), {"step": trained["step"], "loss": loss,
                                       **(trained.get("validation") or {}),
                                       **({"test": trained["test"]} if "test" in trained else {})}, before)  # fmt: skip

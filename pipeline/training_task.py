@@ -121,8 +121,9 @@ def split_of(job: TrainJob, analysis: Analysis, field: ReceptiveField, core: tup
         return cut(pair.size, field, job.sampling.kind, core, pair.region)
 
     by_core = None if job.sampling.kind == "patches" else cores  # of single outputs, a table would be the labels again
+    stained = job.augment is not None and job.augment.stain > 0
     return find_pairs(**job.data.arguments(), field=field, channels=analysis.channels,
-                      classes=analysis.classes, seed=job.seed, cores=by_core)  # fmt: skip
+                      classes=analysis.classes, seed=job.seed, stained=stained, cores=by_core)  # fmt: skip
 
 
 def labelled(split: Split) -> list[int]:

@@ -176,6 +176,9 @@ def test_what_is_no_amount_of_memory_is_refused(amount: Any) -> None:
         ("", ["kind=2024-99-99"], "option kind=2024-99-99: input should be 'mask'"),
         ("- a", [], "job.yaml: a job file is lines of key: value"),
         ("kind: mask", ["kind.x=1"], "kind.x=1: kind is 'mask', which has nothing below it"),
+        ("", ["tile={y: 1, y: 2}"], "tile={y: 1, y: 2}: not YAML: 'y' is given twice"),
+        ("", ["tile=[256, 256"], "tile=[256, 256: not YAML: expected ',' or ']', but got '<stream end>'"),
+        ("", ["image=a\0b", "output=b"], "image=a\0b: no path holds a null character"),
         ("", ["big.tif"], "'big.tif' is no override: write key=value, or key.sub=value"),
     ],
 )

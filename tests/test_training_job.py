@@ -138,6 +138,10 @@ def test_validation_may_be_a_list_like_train() -> None:
         ("workers=[1, 2.5]", "option workers=[1, 2.5]: give a number, or [least, most]"),
         ("precision=half", "option precision=half: input should be 'float32', 'float64' or 'bfloat16'"),
         ("seed=x", "option seed=x: input should be a valid integer"),
+        (
+            "seed=18446744073709551616",
+            "option seed=18446744073709551616: input should be less than or equal to 9223372036854775807",
+        ),
         ("normalise={std: wide}", "option normalise.std=wide: input should be"),
         ("augment={rotate: 90}", "option augment.rotate=90: input should be a valid boolean"),
         ("augment.brightness=2", "option augment.brightness=2: input should be less than 1"),
@@ -149,6 +153,11 @@ def test_validation_may_be_a_list_like_train() -> None:
         ("augment.elastic=-1", "option augment.elastic=-1: input should be greater than or equal to 0"),
         ("mlflow=here", "option mlflow=here: give true, or a tracking URI such as http://host:5000 or file:///folder"),
         ("freeze_norm=-1", "option freeze_norm=-1: input should be"),
+        ("steps=true", "option steps=True: give a number, not true or false"),
+        ("batch=true", "option batch=True: give a number, not true or false"),
+        ("optimizer.lr=true", "option optimizer.lr=True: give a number, not true or false"),
+        ("sampling.core=[true, 4]", "option sampling.core.0=True: give a number, not true or false"),
+        ("workers=false", "option workers=False: give a number, not true or false"),
         ("stepps=1", "unknown option 'stepps'; did you mean 'steps'?"),
     ],
 )
@@ -156,6 +165,11 @@ def test_what_is_wrong_is_one_line_that_names_it(tmp_path: Path, override: str, 
     with pytest.raises(ValueError) as caught:
         load_job(TrainJob, written(tmp_path, FULL), [override])
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_batch_norm_that_is_frozen_after_no_step_is_frozen() -> None:
+    frozen = [validated(TrainJob, LEAST | {"freeze_norm": n}).freeze_norm for n in (0, 1, True, False)]
+    assert list(map(repr, frozen)) == ["True", "1", "True", "False"]
 
 
 def test_what_is_found_is_not_given_too() -> None:

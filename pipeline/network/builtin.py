@@ -20,13 +20,17 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {"unet": UNet, "fcn": FCN}
 def build(architecture: str, arguments: Mapping[str, Any], normalise: Normalisation | None = None) -> nn.Module:
     """A new network of that architecture, in eval mode, with random weights.
 
-    Raises: ValueError for an unknown architecture, an unknown argument or a value that does not fit.
+    Raises: ValueError for an unknown architecture, an unknown argument or a value that does not fit, be it memory.
     """
     if architecture not in ARCHITECTURES:
         raise ValueError(f"architecture {architecture!r} is unknown: one of {', '.join(sorted(ARCHITECTURES))}")
     make = ARCHITECTURES[architecture]
     _check_arguments(architecture, make, arguments)
-    return make(**arguments, normalise=normalise).eval()
+    try:
+        return make(**arguments, normalise=normalise).eval()
+    except RuntimeError as error:  # of memory that torch cannot get, as nothing else was asked of it
+        said = ", ".join(f"{key}={value}" for key, value in arguments.items())
+        raise ValueError(f"{architecture} with {said} needs more memory than there is") from error
 
 
 def build_untrained(name: str, seed: int = 0) -> nn.Module:

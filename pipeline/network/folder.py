@@ -45,16 +45,19 @@ def save_network(
 ) -> None:
     """Writes the network folder; `card` holds its other entries (name, normalise, class_names, data, ...).
 
-    An existing folder's two files are replaced, each in one step.
+    An existing folder's two files are replaced, each in one step. Raises ValueError where there is no room for them.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     full = {"name": folder.name, "architecture": architecture, "arguments": dict(arguments), **card}
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in module.state_dict().items()}
-    (folder / f"{WEIGHTS}.partial").write_bytes(save(weights))
-    (folder / f"{CARD}.partial").write_text(json.dumps(full, indent=2) + "\n")
-    for name in (WEIGHTS, CARD):
-        os.replace(folder / f"{name}.partial", folder / name)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{WEIGHTS}.partial").write_bytes(save(weights))
+        (folder / f"{CARD}.partial").write_text(json.dumps(full, indent=2) + "\n")
+        for name in (WEIGHTS, CARD):
+            os.replace(folder / f"{name}.partial", folder / name)
+    except OSError as error:
+        raise ValueError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def _read_card(path: Path) -> dict[str, Any]:

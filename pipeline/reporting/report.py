@@ -15,6 +15,7 @@ from pipeline.network.names import CARD
 from pipeline.reporting.charts import Line, line_chart, smoothed
 from pipeline.reporting.examples import PANELS, Example
 from pipeline.reporting.sampling_map import SamplingMap
+from pipeline.reporting.scalars import as_utf8
 from pipeline.training.run_folder import LOG
 
 REPORT = "report.html"
@@ -70,7 +71,7 @@ def write_report(
         f"<body>{''.join(parts)}</body></html>\n"
     )
     partial = run / f"{name}.partial"
-    partial.write_text(page, encoding="utf-8")
+    partial.write_text(as_utf8(page), encoding="utf-8")
     os.replace(partial, run / name)
     return run / name
 

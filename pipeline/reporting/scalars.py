@@ -38,3 +38,8 @@ def _parts(line: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float | Non
         if part in line:
             by_class = {f"iou/{number}": score for number, score in enumerate(line[part]["iou"])}
             yield part, {"mean_iou": line[part]["mean_iou"], **by_class}
+
+
+def as_utf8(name: str) -> str:
+    """The name with \\udce4 in place of a byte that is none of UTF-8, as a file's name may hold and no text may."""
+    return name.encode(errors="backslashreplace").decode()

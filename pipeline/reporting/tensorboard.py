@@ -13,7 +13,7 @@ from PIL import Image
 from tensorboardX import SummaryWriter
 
 from pipeline.reporting.examples import Example
-from pipeline.reporting.scalars import Scalars
+from pipeline.reporting.scalars import Scalars, as_utf8
 
 FOLDER = "tensorboard"
 
@@ -37,7 +37,7 @@ class Board:
         for kind, found in examples.items():
             for example in found[:1]:
                 picture = np.asarray(Image.open(io.BytesIO(example.png)).convert("RGB"))
-                self.writer.add_image(f"{kind}/{example.name}", picture, step, dataformats="HWC")
+                self.writer.add_image(as_utf8(f"{kind}/{example.name}"), picture, step, dataformats="HWC")
 
     def close(self) -> None:
         self.writer.close()

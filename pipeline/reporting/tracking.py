@@ -13,12 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipeline.reporting.scalars import FIRST, Scalar, Scalars
+from pipeline.reporting.scalars import FIRST, Scalar, Scalars, as_utf8
+from pipeline.training.run_folder import TRACKED
 
 log = logging.getLogger("pipeline")
 
-FOLDER, RUN_ID = "mlflow", "mlflow.txt"
-"""In the folder of a run: where MLflow keeps it if no other place is given, and its name there."""
+FOLDER = "mlflow"
+"""In the folder of a run: where MLflow keeps it if no other place is given."""
 SETTINGS = {
     "ALLOW_FILE_STORE": "true",
     "DISABLE_TELEMETRY": "true",
@@ -71,7 +72,7 @@ class Tracking:
         """The run of an earlier command, which goes on; None where there is none at this place."""
         from mlflow.exceptions import MlflowException
 
-        path = self.folder / RUN_ID
+        path = self.folder / TRACKED
         if not path.is_file():
             return None
         try:
@@ -87,10 +88,10 @@ class Tracking:
         experiment = self.client.get_experiment_by_name(name)
         number = self.client.create_experiment(name) if experiment is None else experiment.experiment_id
         run: str = self.client.create_run(number, run_name=self.folder.name).info.run_id
-        told = [Param(key, str(value)) for key, value in settings.items() if value is not None]
+        told = [Param(key, as_utf8(str(value))) for key, value in settings.items() if value is not None]
         for at in range(0, len(told), MOST_PARAMETERS):
             self.client.log_batch(run, params=told[at : at + MOST_PARAMETERS])
-        (self.folder / RUN_ID).write_text(run)
+        (self.folder / TRACKED).write_text(run)
         return run
 
     def _last(self, name: str) -> int:

@@ -38,6 +38,8 @@ def contrast(image: NDArray[Any], eight_bit: bool) -> NDArray[np.float64]:
     8-bit images keep 0..255 where they make use of it, and else only their bright end is moved.
     """
     channels = image.shape[0]
+    if image.dtype == np.bool_:  # between which there are no percentiles
+        image = image.astype(np.uint8)
     groups = image.reshape(1, -1) if channels == 3 else image.reshape(channels, -1)
     limits = np.zeros((2, len(groups)))
     for k, values in enumerate(groups):

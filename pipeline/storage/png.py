@@ -67,7 +67,7 @@ def numbers(data: bytes) -> np.ndarray:
 
 def _without_palette(data: bytes) -> bytes:
     """The file as a grey one, in which indices are stored alike."""
-    kept, at = [SIGNATURE], len(SIGNATURE)
+    kept, at = [PNG], len(PNG)
     while len(start := data[at : at + 8]) == 8:
         size, name = struct.unpack(">I4s", start)
         if name == b"IHDR":

@@ -44,6 +44,7 @@ def find_pairs(
     ignore: int | None = None,
     binary: bool = False,
     seed: int = 0,
+    stained: bool = False,
     cores: Callable[[Pair], Cores] | None = None,
 ) -> Split:
     """The pairs that the patterns (image, label) stand for, in the order of their names, and those held out of them.
@@ -51,13 +52,18 @@ def find_pairs(
     Held out are the pairs of `validation` and of `test`, or of each of these as `shares` say a fraction of the pairs
     ("image") or of each pair's rows or columns ("region"; by default where there is one pair only), drawn by the seed
     alone. All labels are read, and counted by the cores of each pair that is trained on, where `cores` says what these
-    are.
+    are. `stained`: images to train on are to be of 8 bits, as their stains will be changed.
     Raises ValueError of one line for a partner that is missing, for sizes, channels or classes that do not fit, for a
     file that cannot be read, and where nothing is labelled.
     """
     matched = {"train": _matched(train), "test": _matched(test), "validation": _matched(validation)}
     _check_once([pair for pairs in matched.values() for pair in pairs])
-    parts = {part: tuple(_all(pairs, lambda pair: _measured(pair, field, channels))) for part, pairs in matched.items()}
+    parts = {
+        part: tuple(
+            _all(pairs, partial(_measured, field=field, channels=channels, stained=stained and part == "train"))
+        )
+        for part, pairs in matched.items()
+    }
     rest = parts["train"]
     for part in ("test", "validation"):  # no image of a test is validated in part
         if share := (shares or {}).get(part):
@@ -129,12 +135,16 @@ def _check_once(found: Sequence[tuple[str, str, str]]) -> None:
         seen.add(place)
 
 
-def _measured(pair: tuple[str, str, str], field: ReceptiveField, channels: int) -> Pair:
+def _measured(pair: tuple[str, str, str], *, field: ReceptiveField, channels: int, stained: bool) -> Pair:
     """The pair with its sizes. Raises ValueError where they do not fit each other or the network."""
     name, image, label = pair
     with _opened(image, channels) as opened:
         if len(opened.shape) != 3 or opened.shape[0] != channels:
             raise ValueError(f"{image} has shape {opened.shape}: the network takes images of ({channels}, y, x)")
+        if opened.dtype.kind not in "buif":
+            raise ValueError(f"{image} holds {opened.dtype}: give its magnitude, or its parts as channels")
+        if stained and opened.dtype != np.uint8:
+            raise ValueError(f"{image} holds {opened.dtype}, and augment.stain is for RGB of 8 bits: leave it out")
         size = (opened.shape[1], opened.shape[2])
         if opened.dtype.itemsize * channels * size[0] * size[1] <= SMALL:
             opened.read(Region.of(size[0] - 1, size[0], size[1] - 1, size[1]))

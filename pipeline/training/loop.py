@@ -32,8 +32,8 @@ SECONDS = 60.0
 """Between checkpoints where no number of steps is asked for: what a death costs at most."""
 HURRY = 5.0
 """The same while a worker is about to be taken away."""
-VALIDATIONS = 20
-"""At most so many in a run, where its epochs are shorter."""
+VALIDATIONS = (10, 20)
+"""At least, and at most, so many in a run, where its epochs are longer, or shorter."""
 
 State = dict[str, Any]
 
@@ -50,8 +50,7 @@ def train(
     folder, first = RunFolder(task.folder), group.rank == 0
     with folder.held() if first else nullcontext():
         state = group.share(group.each(lambda: (folder.latest() or begin(task)) if first else None))
-        if first:
-            folder.rewind(state["step"])
+        group.each(lambda: folder.rewind(state["step"]) if first else None)
         task = decided(task, state, folder, group)
         module = network(task, state["module"], group.device)
         average = None if task.ema is None else network(task, state["average"] or state["module"], group.device)
@@ -194,8 +193,9 @@ def follow(average: nn.Module, module: nn.Module, keep: float) -> None:
 
 
 def validate_every(task: Task, sampler: Sampler) -> int:
-    """Steps from one validation to the next: an epoch, or more where it is short."""
-    return max(math.ceil(len(sampler) / sampler.batch), math.ceil(task.steps / VALIDATIONS))
+    """Steps from one validation to the next: an epoch, or more where it is short, or fewer where it is long."""
+    most, least = (math.ceil(task.steps / times) for times in VALIDATIONS)
+    return max(least, min(most, math.ceil(len(sampler) / sampler.batch)))
 
 
 def is_due(task: Task, step: int, saved: float, leaving: bool) -> bool:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
+from pipeline.storage.disk import OutputError
 from pipeline.training.group import Group
 from pipeline.training.loop import train
 from pipeline.training.run_folder import CHECKPOINTS
@@ -80,13 +81,17 @@ def work(task: Task) -> None:
     from ray import get_runtime_context
     from ray.train.torch import get_device
 
-    group = Group(str(get_device()))
+    group, refused = Group(str(get_device())), Path(task.folder) / CHECKPOINTS / REFUSED
+    if refused.exists():  # in an attempt that was the first worker's alone to end
+        return
     try:
         nodes = set(group.gather(get_runtime_context().get_node_id()))
         train(task, group, leaving=notice(nodes))
     except ValueError as error:  # on all workers; raised, it would be tried again
         if group.rank == 0:
-            (Path(task.folder) / CHECKPOINTS / REFUSED).write_text(str(error))
+            refused.write_text(str(error), errors="backslashreplace")
+        if isinstance(error, OutputError):  # on the first alone, for which the others would wait: Ray begins anew
+            raise
 
 
 def notice(nodes: set[str]) -> Callable[[], bool]:

@@ -111,3 +111,8 @@ def test_what_does_not_fit_is_named(architecture: str, arguments: dict[str, obje
     with pytest.raises(ValueError, match=said.replace(".", r"\.")) as caught:
         build(architecture, arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_no_memory_holds_is_named_by_its_arguments() -> None:
+    with pytest.raises(ValueError, match=r"^unet with base=1000000, depth=1 needs more memory than there is$"):
+        build("unet", {"base": 10**6, "depth": 1})

@@ -117,3 +117,19 @@ def test_without_mlflow_one_line_says_what_to_install(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == "error: mlflow needs one more package: pip install mlflow-skinny\n"
     assert not (tmp_path / "run").exists()
+
+
+def test_names_that_are_not_utf8_are_told_everywhere(tmp_path: Path) -> None:
+    """Those of an image and of its folder: in the job, the report, on TensorBoard and on MLflow."""
+    asked = job(tmp_path, steps=1, tensorboard=True, mlflow=True)
+    folder = (tmp_path / "images").rename(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
+    for kind in (".png", "_label.png"):
+        (folder / f"0{kind}").rename(os.fsdecode(bytes(folder) + b"/\xe9t\xe9" + kind.encode()))
+    train = [{"image": f"{folder}/{{name}}.png", "label": f"{folder}/{{name}}_label.png"}]
+    run = pipeline.train({**asked, "data": {"train": train, "ignore": 255, "validation": {"fraction": 0.7}}})
+    assert "\\udce9t\\udce9" in (Path(run.path) / "report.html").read_text()
+    params = run_of(Path(run.path), f"{tmp_path.as_uri()}/run/mlflow").data.params
+    assert params["data.train.0.image"].endswith("caf\\udce9/{name}.png")
+    (Path(run.path) / "report.html").unlink()
+    again = pipeline.train({**asked, "data": {"train": train, "ignore": 255, "validation": {"fraction": 0.7}}})
+    assert again.metrics == run.metrics

@@ -38,6 +38,11 @@ def test_percentiles_ignore_what_is_not_finite() -> None:
     assert 1000 < low[0] < 1020 and 1980 < high[0] < 2000
 
 
+def test_an_image_of_one_bit_is_black_and_white() -> None:
+    image = np.array([[[True, False]]])
+    assert to_rgb(image, contrast(image, False))[0, :, 0].tolist() == [255, 0]
+
+
 @pytest.mark.parametrize("value", [0.0, 7.0, np.nan])
 def test_an_image_of_one_value_or_none_can_be_shown(value: float) -> None:
     image = np.full((1, 4, 4), value, np.float32)

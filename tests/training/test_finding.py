@@ -131,6 +131,10 @@ def label(folder: Path, values: np.ndarray) -> None:
             "a.png has shape (1, 12, 14): the network takes images of (3, y, x)",
         ),
         (lambda f: label(f, np.zeros((12, 14), np.float32)), "a_label.png holds float32 numbers: a label is a whole n"),
+        (
+            lambda f: tifffile.imwrite(f / "a.png", np.zeros((12, 14, 3), np.complex64), photometric="rgb"),
+            "a.png holds complex64: give its magnitude, or its parts as channels",
+        ),
         (lambda f: (f / "a_label.png").write_text("text"), "a_label.png is not an image of a known kind"),
         (lambda f: (f / "a.png").write_bytes(b""), "a.png is empty"),
         (lambda f: cut_short(f / "a.png"), "a.png: cannot be decoded"),
@@ -143,6 +147,20 @@ def test_a_pair_that_cannot_be_trained_on_is_one_line(tmp_path: Path, spoil: Any
     with pytest.raises(ValueError) as caught:
         found(tmp_path)
     assert says in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_only_what_is_of_8_bits_is_stained(tmp_path: Path) -> None:
+    """Said when the pairs are found, not at the first step; what is held out is never stained."""
+    pair(tmp_path, "a")
+    held = tmp_path / "held"
+    pair(held, "b")
+    tifffile.imwrite(held / "b.png", np.zeros((12, 14, 3), np.uint16))
+    validation = [(f"{held}/{{name}}.png", f"{held}/{{name}}_label.png")]
+    assert names(found(tmp_path, validation=validation, stained=True).validation) == ["b"]
+    with pytest.raises(
+        ValueError, match=r"b\.png holds uint16, and augment\.stain is for RGB of 8 bits: leave it out$"
+    ):
+        found(held, stained=True)
 
 
 def cut_short(path: Path) -> None:

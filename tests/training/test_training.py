@@ -24,9 +24,9 @@ from pipeline import commands
 from pipeline.jobfile import validated
 from pipeline.network.loading import load_network
 from pipeline.training.group import Group
-from pipeline.training.loop import begin, gradient
+from pipeline.training.loop import begin, gradient, validate_every
 from pipeline.training.loop import network as network_of
-from pipeline.training.run_folder import BEGINNING, RunFolder
+from pipeline.training.run_folder import RunFolder
 from pipeline.training.statistics import Statistics
 from pipeline.training.task import Schedule
 from pipeline.training_job import TrainJob
@@ -173,21 +173,6 @@ def test_another_job_under_the_same_name_is_refused_by_key(tmp_path: Path) -> No
     assert os.listdir(tmp_path / "other") == ["thesis.txt"]
     with pytest.raises(ValueError, match="there is something else already"):
         pipeline.train(job(tmp_path, run=str(tmp_path / "other" / "thesis.txt")))
-
-
-def test_zero_is_something_and_what_is_missing_is_off(tmp_path: Path) -> None:
-    """Keys that a run was begun without came later; label 0 that is ignored is no label that is not.
-
-    Batch norm that is frozen is not what is frozen after one step, though True == 1.
-    """
-    begun = {"data": {"ignore": 0}, "freeze_norm": True}
-    RunFolder(tmp_path / "run").begin(begun)
-    RunFolder(tmp_path / "run").begin({**begun, "balanced": False, "clip": None})
-    for given, said in (({"data": {"ignore": None}}, "ignore=0, not None"),
-                        ({"balanced": True}, "balanced=None, not True"),
-                        ({"freeze_norm": 1}, "freeze_norm=True, not 1")):  # fmt: skip
-        with pytest.raises(ValueError, match=said):
-            RunFolder(tmp_path / "run").begin({**begun, **given})
 
 
 def test_other_data_under_the_same_job_are_refused(tmp_path: Path) -> None:
@@ -440,6 +425,21 @@ def test_the_network_that_results_is_tested_once(tmp_path: Path) -> None:
     assert result.metrics["test"]["confusion"] == matrix.tolist()
 
 
+@pytest.mark.parametrize(
+    ("sampling", "steps", "every"),
+    [
+        ({"kind": "patches"}, 200, 20),  # an epoch has thousands of steps
+        ({"kind": "tiles", "core": 32}, 100, 7),  # 27 tiles by 4
+        ({"kind": "whole"}, 200, 10),  # an epoch has a single step
+    ],
+)
+def test_what_is_held_out_is_scored_again_and_again(
+    tmp_path: Path, sampling: dict[str, Any], steps: int, every: int
+) -> None:
+    task = task_of(validated(TrainJob, job(tmp_path, sampling=sampling, steps=steps)))
+    assert validate_every(task, task.sampler()) == every
+
+
 def test_a_clipped_gradient_has_that_norm(tmp_path: Path) -> None:
     plain = {"name": "sgd", "lr": 1.0}
     run = pipeline.train(job(tmp_path, steps=1, clip=0.01, optimizer=plain)).path
@@ -525,17 +525,15 @@ def test_a_second_command_for_the_same_run_is_refused(tmp_path: Path) -> None:
     assert pipeline.train(made).resumed == 3
 
 
-@pytest.mark.parametrize("left", ["", "checkpoints/", "job.yaml.partial", "job.yaml"])
+@pytest.mark.parametrize("left", ["", "checkpoints/", "checkpoints/lock", "job.yaml.partial"])
 def test_a_beginning_that_was_killed_is_made_good(tmp_path: Path, left: str) -> None:
     """Whatever of the folder is there; but nothing that may be somebody's is written over."""
     settings = validated(TrainJob, job(tmp_path)).model_dump(mode="json")
     whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
     whole.begin(settings)
-    run.path.mkdir()
-    if left.endswith("/"):
-        (run.path / left).mkdir()
-    elif left:
-        (run.path / left).write_bytes((whole.path / "job.yaml").read_bytes()[: 100 if "partial" in left else None])
+    (run.path / "checkpoints" if "/" in left else run.path).mkdir(parents=True)
+    if left and not left.endswith("/"):
+        (run.path / left).write_bytes((whole.path / "job.yaml").read_bytes()[: 100 if "partial" in left else 0])
     run.begin(settings)
     assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "job.yaml"]
     assert (run.path / "job.yaml").read_bytes() == (whole.path / "job.yaml").read_bytes()
@@ -572,21 +570,6 @@ def test_a_command_says_what_it_did_though_all_steps_were_done_before(
     for said in (r"run: 3 steps, \d+\.\d s, 3 of 3 steps were done before$", "run: finished already, nothing to do$"):
         assert commands.train(made) == 0
         assert re.search(said, capsys.readouterr().out.rstrip())
-
-
-def test_the_log_is_read_as_it_grows(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    assert folder.lines_from(BEGINNING) == ([], BEGINNING)
-    folder.log(step=1, loss=0.5)
-    first, end = folder.lines_from(BEGINNING)
-    assert [line["step"] for line in first] == [1] and folder.lines_from(end) == ([], end)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "lo')
-    assert folder.lines_from(end) == ([], end)
-    folder.rewind(0)
-    for step in (1, 2, 3):  # beyond where it was, before anybody looks
-        folder.log(step=step, loss=0.25)
-    assert [line["step"] for line in folder.lines_from(end)[0]] == [1, 2, 3]
 
 
 def events(folder: Path) -> list[tuple[str, int, float]]:
