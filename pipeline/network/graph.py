@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pipeline.network.prepare import Prepared
+from pipeline.network.unchanged import ChangesItself, Unchanged
 
 UNINITIALISED = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"}
 
@@ -273,7 +274,7 @@ def capture(module: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype =
 
     Raises:
         CaptureError: the network fails on that input.
-        ValueError: its output is not one tensor, or does not depend on the input.
+        ValueError: its output is not one tensor, or does not depend on the input, or it changes itself.
     """
     recorder = _Recorder()
     buffers = [(b, b.clone()) for m in module.modules() if m.training for b in m.buffers(recurse=False)]
@@ -286,12 +287,15 @@ def capture(module: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype =
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
             _module_paths(module, recorder.stack),
+            Unchanged(module.network if isinstance(module, Prepared) else module),
             _BelowOperations(recorder),
             recorder,
         ):
             wrapped = torch._to_functional_tensor(image)
             with _functional():
                 result = tree_map(_unwrap, module(wrapped))
+    except ChangesItself:
+        raise
     except Exception as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CaptureError(text, recorder.stack[-1][0]) from error

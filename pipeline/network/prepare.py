@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from pipeline.network.normalise import Normalisation, Normalise
+from pipeline.network.unchanged import ChangesItself, Unchanged
 
 TRIAL_SIZES = (64, 96, 224, 256, 320, 512, 100, 572)
 """Squares on which to look at what a network returns: most networks take one of the first three."""
@@ -106,14 +107,19 @@ def prepare(
 
 
 def try_shapes(module: nn.Module, channels: int) -> Any:
-    """What the network returns for a small image of zeros; None if it takes no size that is tried."""
+    """What the network returns for a small image of zeros; None if it takes no size that is tried.
+
+    Raises: ValueError where it changes itself.
+    """
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     module = copied_module(module, share=True)  # a network may keep what it made for the last image
     for size in TRIAL_SIZES:
         image = torch.zeros(1, channels, size, size, dtype=like.dtype, device=like.device)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), Unchanged(module):
                 return module(image)
+        except ChangesItself:
+            raise
         except Exception:  # any size may fail in any way; what fails on the real image is said there
             continue
     return None
