@@ -194,7 +194,7 @@ class Analysis:
                 forward = forward_bytes(module, self.channels, self.field, (window, window), precision)
                 accumulated = (grid.y.core + 2 * window) * (grid.x.core + 2 * window) * (4 * self.classes + 4)
             elif bands and self.program is not None:
-                item = self.program.flows[self.program.input].dtype.itemsize
+                item = self.program.dtype.itemsize
                 taken = passing(self.program, *read, self.band(read[1]))
                 forward = weights + (taken.arena + HEAP * taken.beside) * width // item
                 accumulated = 0

@@ -234,7 +234,8 @@ def device_of(module: nn.Module) -> torch.device:
 
 def dtype_of(module: nn.Module) -> torch.dtype:
     """The floating-point type of the module's weights; float32 where it has none."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    held = (*module.parameters(), *module.buffers())
+    return next((tensor.dtype for tensor in held if tensor.is_floating_point()), torch.float32)
 
 
 def probe(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -111,7 +111,8 @@ def try_shapes(module: nn.Module, channels: int) -> Any:
 
     Raises: ValueError where it changes itself.
     """
-    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    held = (*module.parameters(), *module.buffers())
+    like = next((tensor for tensor in held if tensor.is_floating_point()), torch.empty(0))
     module = copied_module(module, share=True)  # a network may keep what it made for the last image
     for size in TRIAL_SIZES:
         image = torch.zeros(1, channels, size, size, dtype=like.dtype, device=like.device)

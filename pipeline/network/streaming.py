@@ -217,15 +217,18 @@ class Count(Stream):
         self.beside = max(self.beside, held + beside)
 
 
-def program_of(module: nn.Module, channels: int, *, folded: bool, found: Found | None = None) -> Program:
+def program_of(
+    module: nn.Module, channels: int, *, folded: bool, found: Found | None = None, dtype: torch.dtype | None = None
+) -> Program:
     """The program of a network in eval mode, made cheap; `folded`, made cheaper and rounding otherwise.
 
-    `found` is what `followed` returned for a copy of it, where somebody has that already.
+    `found` is what `followed` returned for a copy of it, where somebody has that already. `dtype` is the images' type,
+    where it is not the network's own: one without weights has none.
 
     Raises:
         CannotStream: it has an operation that runs on whole maps only.
     """
-    return (fold if folded else simplify)(build(module, channels, found))
+    return (fold if folded else simplify)(build(module, channels, found, dtype=dtype))
 
 
 @torch.inference_mode()
