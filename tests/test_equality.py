@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import pipeline
 from pipeline.network.graph import single_output
 from pipeline.network.sizes import fails_at
-from tests.zoo import PLAIN, ZOO, Apply, Architecture, integer_weights_, random_network
+from tests.zoo import PLAIN, ZOO, Apply, Architecture, chain, conv, integer_weights_, random_network
 
 pytestmark = pytest.mark.no_cover  # the same code as elsewhere, on many networks
 
@@ -157,6 +157,42 @@ def test_a_network_without_weights_runs_in_the_precision_that_is_asked_for(modul
     found = predicted(image, module.eval(), tmp_path, precision="float64")
     whole = module.double()(torch.from_numpy(image.astype(np.float64))[None])[0].numpy()
     np.testing.assert_allclose(found, whole, rtol=0, atol=1e-12 * np.abs(whole).max())
+
+
+class Turned(nn.Module):
+    """Has a complex weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.turn = nn.Conv2d(2, 2, 3, padding=1), nn.Parameter(torch.tensor([1 + 2j]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.conv(x) * self.turn).abs()
+
+
+def truncated(x: torch.Tensor) -> torch.Tensor:
+    """As in bfloat16."""
+    return (x.contiguous().view(torch.int32) & -65536).view(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("module", "precision"),
+    [
+        (Turned(), "float32"),
+        (Turned(), "float64"),
+        (chain(conv(2, 2), lambda x: x > 0), "float32"),
+        (chain(lambda x: F.max_pool2d(x.long() - 300, 3, 1, 1).to(x.dtype), conv(2, 2)), "float32"),
+        (chain(lambda x: F.max_pool2d(x.long() - 300, 3, 1, 1).to(x.dtype), conv(2, 2)), "float64"),
+        (chain(truncated, conv(2, 2)), "float32"),
+    ],
+    ids=["complex weight", "in double", "truths", "integers pooled", "integers pooled, in double", "bits"],
+)
+def test_numbers_of_any_type_within_a_network(module: nn.Module, precision: str, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (2, 60, 50)).astype(np.float32)
+    found = predicted(image, module.eval(), tmp_path, precision=precision)
+    with torch.no_grad():
+        whole = module(torch.from_numpy(image)[None])[0].float().numpy()
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
 
 
 def predicted(image: np.ndarray, module: nn.Module, folder: Path, **given: Any) -> np.ndarray:

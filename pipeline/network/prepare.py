@@ -50,12 +50,33 @@ def evaluating(module: nn.Module, *, share: bool = True) -> nn.Module:
 
 
 def copied_module(module: nn.Module, *, share: bool) -> nn.Module:
-    """A copy of the module and its parts, with the same tensors or with copies of them."""
+    """A copy of the module and its parts, with the same tensors or with copies of them.
+
+    Raises: ValueError where it holds what cannot be copied.
+    """
     held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     if share:
         held += [*module.parameters(), *module.buffers()]
-        return copy.deepcopy(module, {id(t): t for t in held})
-    return copy.deepcopy(module, {id(t): t.detach().clone() for t in held})  # deepcopy refuses results of autograd
+    same = {id(t): t if share else t.detach().clone() for t in held}  # deepcopy refuses results of autograd
+    try:
+        return copy.deepcopy(module, same)
+    except Exception as error:  # whatever what it holds says to that
+        raise ValueError(_not_copied(module) or f"the network cannot be copied: {error}") from error
+
+
+def _not_copied(module: nn.Module) -> str | None:
+    """Of what the parts of a module hold, the first that cannot be copied."""
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            try:
+                copy.deepcopy(value if name != "_modules" else None)
+            except Exception as error:
+                where = f"{path}.{name}".removeprefix(".")
+                return (
+                    f"the network's attribute {where} ({type(value).__name__}) cannot be copied ({error}), and each "
+                    "worker takes a copy: make it in forward, or leave it out in __getstate__"
+                )
+    return None
 
 
 def _acts_in_training(part: nn.Module) -> bool:

@@ -243,6 +243,7 @@ def deviation(program: Program, module: nn.Module, channels: int, size: tuple[in
     for image in (noise, 255 * noise):
         whole = module(image)
         rows = torch.cat(list(Stream(program, *size).run(image.split(band, dim=2))), 2)
+        rows, whole = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (rows, whole))
         off = (rows - whole).abs().max() / whole.abs().max().clamp(min=1)
         worst = max(worst, float(off.nan_to_num(torch.inf)))
     return worst

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pipeline.network.loading import load_network
-from pipeline.network.prepare import infer_channels
+from pipeline.network.prepare import copied_module, infer_channels
 from pipeline.network.receptive_field import receptive_field
 
 
@@ -72,3 +73,11 @@ def test_a_network_in_training_mode_may_keep_count():
     module = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
     receptive_field(module, 2)
     assert module[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_what_cannot_be_copied_is_named(share: bool):
+    module = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU()).eval()
+    module[1].lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"^the network's attribute 1\.lock \(lock\) cannot be copied"):
+        copied_module(module, share=share)
