@@ -107,7 +107,7 @@ def references(tree: Any) -> list[int]:
     return [leaf.value for leaf in leaves(tree) if isinstance(leaf, Ref)]
 
 
-READS_VALUES = {"tolist", "numpy", "__array__"}
+READS_VALUES = {"tolist", "numpy", "__array__", "__dlpack__"}
 """Methods of a tensor that hand its values to Python without running an operation."""
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.jit._script import RecursiveScriptModule
+from torch.nn.parameter import is_lazy
 
 from pipeline.network.normalise import Normalisation, Normalise
 from pipeline.network.unchanged import ChangesItself, Unchanged
@@ -35,9 +37,11 @@ class Prepared(nn.Module):
 def evaluating(module: nn.Module, *, share: bool = True) -> nn.Module:
     """The module in eval mode; a copy (which shares the weights unless told not to) if it is not in eval mode.
 
-    Raises: ValueError where a batch norm or dropout that is in training mode would make eval mode another network.
+    Raises: ValueError where a batch norm or dropout that is in training mode would make eval mode another network, and
+    for what cannot be run and looked into.
     """
     for path, part in module.named_modules():
+        _check(path, part)
         if part.training and _acts_in_training(part):
             where = f"{path} ({type(part).__name__})" if path else type(part).__name__
             raise ValueError(f"network is in training mode, where {where} acts differently: call .eval()")
@@ -77,6 +81,15 @@ def _not_copied(module: nn.Module) -> str | None:
                     "worker takes a copy: make it in forward, or leave it out in __getstate__"
                 )
     return None
+
+
+def _check(path: str, part: nn.Module) -> None:
+    """Raises ValueError for a part of which there is no telling what it does."""
+    where = f"{path} ({type(part).__name__})" if path else type(part).__name__
+    if isinstance(part, RecursiveScriptModule):
+        raise ValueError(f"{where} is of torch.jit.script, which cannot be analysed: give the module itself")
+    if any(is_lazy(tensor) for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False))):
+        raise ValueError(f"{where} is lazy and has no weights yet: run the network once on an image first")
 
 
 def _acts_in_training(part: nn.Module) -> bool:
