@@ -113,7 +113,13 @@ class Analysis:
         """Channels of the network's output, from a run on its least input."""
         side = self.field.least
         with torch.inference_mode():
-            return int(self.network.module(blank(self.network.module, self.channels, side)).shape[1])
+            output = self.network.module(blank(self.network.module, self.channels, side))
+        if output.is_complex():
+            raise ValueError(
+                f"network {self.network.name} returns complex numbers ({output.dtype}): return their abs(), or "
+                "torch.view_as_real's two parts as channels"
+            )
+        return int(output.shape[1])
 
     def band(self, columns: int) -> int:
         """Rows of that many columns that go through the network at a time; 0 where all of them do at once."""
@@ -143,16 +149,16 @@ class Analysis:
         if self.options.mode == "blend":
             return None, False, "--mode blend"
         module, precision = self.network.module, self.options.precision or "float32"
-        try:
-            if precision != "float32":
-                folded = precision != "float64"
-                return program_of(module, self.channels, folded=folded, found=found), folded, ""
-            for folded in (True, False):
+        for folded in (True, False) if precision == "float32" else (precision != "float64",):
+            try:
                 program = program_of(module, self.channels, folded=folded, found=found)
-                if (off := self._deviation(program)) <= SHARE * TOLERANCE[precision]:
-                    return program, folded, ""
-        except CannotStream as reason:
-            return None, False, str(reason)
+                off = self._deviation(program)
+            except CannotStream as reason:
+                return None, False, str(reason)
+            except Exception as error:  # whatever torch says of a few rows; of all of them it may not
+                return None, False, f"bands fail: {' '.join(str(error).split()) or type(error).__name__}"
+            if precision != "float32" or off <= SHARE * TOLERANCE[precision]:
+                return program, folded, ""
         return None, False, f"bands round otherwise, by {off:.1g} of the largest logit"
 
     def _deviation(self, program: Program) -> float:
@@ -203,7 +209,7 @@ class Analysis:
                 forward = forward_bytes(module, self.channels, self.field, (window, window), precision)
                 accumulated = (grid.y.core + 2 * window) * (grid.x.core + 2 * window) * (4 * self.classes + 4)
             elif bands and self.program is not None:
-                item = self.program.flows[self.program.input].dtype.itemsize
+                item = self.program.dtype.itemsize
                 taken = passing(self.program, *read, self.band(read[1]))
                 forward = weights + (taken.arena + HEAP * taken.beside) * width // item
                 accumulated = 0

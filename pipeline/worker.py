@@ -77,9 +77,11 @@ def start(job: Job) -> Callable[[Item], list[list[Record]]]:
     def program(precision: str, channels: int, folded: bool) -> Program:
         network = module(precision)
         assert network is not None and job.network is not None
-        if job.program is not None and folded == job.folded and network is job.network.module:
-            return job.program
-        return program_of(network, channels, folded=folded)
+        dtype, known = DTYPES[precision], job.program
+        same = network is job.network.module and folded == job.folded
+        if known is not None and same and known.dtype is dtype:
+            return known
+        return program_of(network, channels, folded=folded, dtype=dtype)
 
     def begin(number: int) -> Worker:
         output = open_output(job.outputs[number])

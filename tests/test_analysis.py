@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.analysis import SHARE, Analysis
+from pipeline.analysis import PROBE, SHARE, Analysis
 from pipeline.config import options
 from pipeline.network.loading import load_network
 from pipeline.network.streaming import needs
 from pipeline.network.unet import UNet
 from pipeline.worker import TOLERANCE
 from tests import zoo_parts
+from tests.zoo import chain, conv
 
 
 def analysed(module: nn.Module, **given: Any) -> Analysis:
@@ -114,3 +115,24 @@ def test_an_analysis_goes_with_the_call_that_made_it(large: float) -> None:
     del analysis
     gc.collect()
     assert kept() is None
+
+
+def test_complex_numbers_are_no_logits() -> None:
+    with pytest.raises(ValueError, match=r"^network Sequential returns complex numbers \(torch.complex64\): return"):
+        analysed(chain(conv(2, 2), lambda x: torch.complex(x, x)))
+
+
+def test_a_network_may_return_truths() -> None:
+    analysis = analysed(chain(conv(2, 2), lambda x: x > 0))
+    assert analysis.program is not None, analysis.whole
+
+
+@pytest.mark.parametrize("precision", [None, "float64"])
+def test_what_fails_in_bands_runs_whole_and_says_so(precision: str | None) -> None:
+    def superstitious(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[2] == PROBE:
+            raise RuntimeError("not that\nmany rows")
+        return x * 2
+
+    analysis = analysed(chain(conv(2, 2), superstitious), precision=precision)
+    assert analysis.program is None and analysis.whole == "bands fail: not that many rows"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,12 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 import pipeline
 from pipeline.network.graph import single_output
 from pipeline.network.sizes import fails_at
-from tests.zoo import PLAIN, ZOO, Architecture, integer_weights_, random_network
+from tests.zoo import PLAIN, ZOO, Apply, Architecture, chain, conv, integer_weights_, random_network
 
 pytestmark = pytest.mark.no_cover  # the same code as elsewhere, on many networks
 
@@ -136,6 +138,69 @@ def test_sums_that_round_differently_stay_within_the_tolerance(core: Pair, tmp_p
     torch.manual_seed(0)
     layers = nn.Conv2d(2, 16, 5, padding=2), nn.ReLU(), nn.Conv2d(16, 2, 5, padding=2)
     Case(nn.Sequential(*layers).eval(), "float32").check((150, 101), core, tmp_path)
+
+
+class Blur(nn.Module):
+    """Holds numbers that are no weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kernel", torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(0)) / 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.kernel, padding=1, groups=2)
+
+
+@pytest.mark.parametrize("module", [Apply(lambda x: F.avg_pool2d(x / 7, 3, 1, 1) / 3), Blur()], ids=["none", "buffer"])
+def test_a_network_without_weights_runs_in_the_precision_that_is_asked_for(module: nn.Module, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (2, 60, 50)).astype(np.float32)
+    found = predicted(image, module.eval(), tmp_path, precision="float64")
+    whole = module.double()(torch.from_numpy(image.astype(np.float64))[None])[0].numpy()
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-12 * np.abs(whole).max())
+
+
+class Turned(nn.Module):
+    """Has a complex weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.turn = nn.Conv2d(2, 2, 3, padding=1), nn.Parameter(torch.tensor([1 + 2j]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.conv(x) * self.turn).abs()
+
+
+def truncated(x: torch.Tensor) -> torch.Tensor:
+    """As in bfloat16."""
+    return (x.contiguous().view(torch.int32) & -65536).view(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("module", "precision"),
+    [
+        (Turned(), "float32"),
+        (Turned(), "float64"),
+        (chain(conv(2, 2), lambda x: x > 0), "float32"),
+        (chain(lambda x: F.max_pool2d(x.long() - 300, 3, 1, 1).to(x.dtype), conv(2, 2)), "float32"),
+        (chain(lambda x: F.max_pool2d(x.long() - 300, 3, 1, 1).to(x.dtype), conv(2, 2)), "float64"),
+        (chain(truncated, conv(2, 2)), "float32"),
+    ],
+    ids=["complex weight", "in double", "truths", "integers pooled", "integers pooled, in double", "bits"],
+)
+def test_numbers_of_any_type_within_a_network(module: nn.Module, precision: str, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (2, 60, 50)).astype(np.float32)
+    found = predicted(image, module.eval(), tmp_path, precision=precision)
+    with torch.no_grad():
+        whole = module(torch.from_numpy(image)[None])[0].float().numpy()
+    np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5 * np.abs(whole).max())
+
+
+def predicted(image: np.ndarray, module: nn.Module, folder: Path, **given: Any) -> np.ndarray:
+    result = pipeline.predict(
+        image, module, folder / "o.zarr", kind="logits", tile=(24, 24), workers=1, channels=[0, 1], **given
+    )
+    assert result.array is not None
+    return result.array[:]
 
 
 def test_a_module_in_float64_is_run_as_one_in_float32(tmp_path: Path) -> None:

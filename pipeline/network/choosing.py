@@ -123,6 +123,8 @@ class Choice:
         """For operations that move elements about."""
         name, relation = self.name, self.relations[0]
         if name in VIEWS:
+            if "dtype" in self.nodes[0].bound():
+                raise CannotStream("takes the bits of numbers for those of another type")
             return moving.Reshape(**self.made)
         if name in ("expand", "expand_copy"):
             return moving.Expand(**self.made)

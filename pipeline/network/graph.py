@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from pipeline.network.prepare import Prepared, naming
+from pipeline.network.unchanged import ChangesItself, Unchanged
 
 UNINITIALISED = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"}
 
@@ -118,7 +119,7 @@ def references(tree: Any) -> list[int]:
     return [leaf.value for leaf in leaves(tree) if isinstance(leaf, Ref)]
 
 
-READS_VALUES = {"tolist", "numpy", "__array__"}
+READS_VALUES = {"tolist", "numpy", "__array__", "__dlpack__"}
 """Methods of a tensor that hand its values to Python without running an operation."""
 
 
@@ -245,7 +246,8 @@ def device_of(module: nn.Module) -> torch.device:
 
 def dtype_of(module: nn.Module) -> torch.dtype:
     """The floating-point type of the module's weights; float32 where it has none."""
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    held = (*module.parameters(), *module.buffers())
+    return next((tensor.dtype for tensor in held if tensor.is_floating_point()), torch.float32)
 
 
 def probe(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -286,7 +288,7 @@ def capture(module: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype =
 
     Raises:
         CaptureError: the network fails on that input.
-        ValueError: its output is not one tensor, or does not depend on the input.
+        ValueError: its output is not one tensor, or does not depend on the input, or it changes itself.
     """
     recorder = _Recorder()
     buffers = [(b, b.clone()) for m in module.modules() if m.training for b in m.buffers(recurse=False)]
@@ -299,12 +301,15 @@ def capture(module: nn.Module, shape: tuple[int, int, int], dtype: torch.dtype =
             torch.no_grad(),
             torch.random.fork_rng(devices=[]),
             _module_paths(module, recorder.stack),
+            Unchanged(module.network if isinstance(module, Prepared) else module),
             _BelowOperations(recorder),
             recorder,
         ):
             wrapped = torch._to_functional_tensor(image)
             with _functional():
                 result = tree_map(_unwrap, module(wrapped))
+    except ChangesItself:
+        raise
     except Exception as error:
         text = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CaptureError(text, recorder.stack[-1][0]) from error

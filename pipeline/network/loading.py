@@ -62,11 +62,18 @@ class Network:
 
     def to(self, device: str | torch.device, dtype: torch.dtype) -> nn.Module:
         """The module on that device in that precision; a copy unless it is so already."""
-        tensors = [*self.module.parameters(), *(b for b in self.module.buffers() if b.is_floating_point())]
         device = torch.device(device)
-        if all(t.device == device and t.dtype == dtype for t in tensors):
+
+        def cast(tensor: torch.Tensor) -> torch.Tensor:
+            # .to(dtype) of a module would leave the real part of a complex parameter
+            like = dtype.to_complex() if tensor.is_complex() else dtype if tensor.is_floating_point() else tensor.dtype
+            return tensor.to(device, like)
+
+        if all(cast(tensor) is tensor for tensor in (*self.module.parameters(), *self.module.buffers())):
             return self.module
-        return evaluating(self.module, share=False).to(device=device, dtype=dtype)
+        copied = evaluating(self.module, share=False)
+        copied._apply(cast)
+        return copied
 
 
 def load_network(

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.jit._script import RecursiveScriptModule
+from torch.nn.parameter import is_lazy
 
 from pipeline.network.normalise import Normalisation, Normalise
+from pipeline.network.unchanged import ChangesItself, Unchanged
 
 TRIAL_SIZES = (64, 96, 224, 256, 320, 512, 100, 572)
 """Squares on which to look at what a network returns: most networks take one of the first three."""
@@ -34,9 +37,11 @@ class Prepared(nn.Module):
 def evaluating(module: nn.Module, *, share: bool = True) -> nn.Module:
     """The module in eval mode; a copy (which shares the weights unless told not to) if it is not in eval mode.
 
-    Raises: ValueError where a batch norm or dropout that is in training mode would make eval mode another network.
+    Raises: ValueError where a batch norm or dropout that is in training mode would make eval mode another network, and
+    for what cannot be run and looked into.
     """
     for path, part in module.named_modules():
+        _check(path, part)
         if part.training and _acts_in_training(part):
             where = f"{path} ({type(part).__name__})" if path else type(part).__name__
             raise ValueError(f"network is in training mode, where {where} acts differently: call .eval()")
@@ -49,12 +54,42 @@ def evaluating(module: nn.Module, *, share: bool = True) -> nn.Module:
 
 
 def copied_module(module: nn.Module, *, share: bool) -> nn.Module:
-    """A copy of the module and its parts, with the same tensors or with copies of them."""
+    """A copy of the module and its parts, with the same tensors or with copies of them.
+
+    Raises: ValueError where it holds what cannot be copied.
+    """
     held = [value for part in module.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     if share:
         held += [*module.parameters(), *module.buffers()]
-        return copy.deepcopy(module, {id(t): t for t in held})
-    return copy.deepcopy(module, {id(t): t.detach().clone() for t in held})  # deepcopy refuses results of autograd
+    same = {id(t): t if share else t.detach().clone() for t in held}  # deepcopy refuses results of autograd
+    try:
+        return copy.deepcopy(module, same)
+    except Exception as error:  # whatever what it holds says to that
+        raise ValueError(_not_copied(module) or f"the network cannot be copied: {error}") from error
+
+
+def _not_copied(module: nn.Module) -> str | None:
+    """Of what the parts of a module hold, the first that cannot be copied."""
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            try:
+                copy.deepcopy(value if name != "_modules" else None)
+            except Exception as error:
+                where = f"{path}.{name}".removeprefix(".")
+                return (
+                    f"the network's attribute {where} ({type(value).__name__}) cannot be copied ({error}), and each "
+                    "worker takes a copy: make it in forward, or leave it out in __getstate__"
+                )
+    return None
+
+
+def _check(path: str, part: nn.Module) -> None:
+    """Raises ValueError for a part of which there is no telling what it does."""
+    where = f"{path} ({type(part).__name__})" if path else type(part).__name__
+    if isinstance(part, RecursiveScriptModule):
+        raise ValueError(f"{where} is of torch.jit.script, which cannot be analysed: give the module itself")
+    if any(is_lazy(tensor) for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False))):
+        raise ValueError(f"{where} is lazy and has no weights yet: run the network once on an image first")
 
 
 def _acts_in_training(part: nn.Module) -> bool:
@@ -106,14 +141,20 @@ def prepare(
 
 
 def try_shapes(module: nn.Module, channels: int) -> Any:
-    """What the network returns for a small image of zeros; None if it takes no size that is tried."""
-    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
+    """What the network returns for a small image of zeros; None if it takes no size that is tried.
+
+    Raises: ValueError where it changes itself.
+    """
+    held = (*module.parameters(), *module.buffers())
+    like = next((tensor for tensor in held if tensor.is_floating_point()), torch.empty(0))
     module = copied_module(module, share=True)  # a network may keep what it made for the last image
     for size in TRIAL_SIZES:
         image = torch.zeros(1, channels, size, size, dtype=like.dtype, device=like.device)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), Unchanged(module):
                 return module(image)
+        except ChangesItself:
+            raise
         except Exception:  # any size may fail in any way; what fails on the real image is said there
             continue
     return None

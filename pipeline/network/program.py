@@ -44,16 +44,23 @@ class Program:
     counted: dict[tuple[int, int, int], Needs] = field(default_factory=dict, init=False, compare=False, repr=False)
     """What passes take, by rows and columns of the read and rows of a band, as far as it was asked for."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the images that it takes."""
+        return self.flows[self.input].dtype
 
-def build(module: nn.Module, channels: int, found: Found | None = None) -> Program:
+
+def build(module: nn.Module, channels: int, found: Found | None = None, *, dtype: torch.dtype | None = None) -> Program:
     """The program of a network in eval mode, for images of any size that is a multiple of its alignment.
 
-    `found` is what `followed` returned for a copy of it, where somebody has that already.
+    `found` is what `followed` returned for a copy of it, where somebody has that already. `dtype` is the images' type,
+    where it is not the network's own.
 
     Raises:
         CannotStream: it has an operation that runs on whole maps only.
     """
-    found = found or followed(copied_module(module, share=True), channels)  # it may keep what it made for an image
+    if found is None:
+        found = followed(copied_module(module, share=True), channels, dtype=dtype)  # it may keep what it made
     first, second, analysis = found.first, found.second, found.analysis
     if first is second:
         raise CannotStream("the network takes one size only")

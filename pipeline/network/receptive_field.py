@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 
+import torch
 from torch import nn
 
 from pipeline.network.analysis import Findings, analyse, same_operations
@@ -88,23 +89,30 @@ class Found:
         return [n for rows in self.analysis.image.values() for n in rows.sizes]
 
 
-def followed(module: nn.Module, channels: int, shape: tuple[int, int] | None = None) -> Found:
+def followed(
+    module: nn.Module, channels: int, shape: tuple[int, int] | None = None, *, dtype: torch.dtype | None = None
+) -> Found:
     """Two captures of a network, at multiples of its alignment where that can be had, and their analysis.
+
+    Of images of the network's own type, or of that one.
 
     Raises:
         ValueError: it fails on every size that was tried.
     """
-    found = _analysed(module, channels, shape)
+    dtype = dtype or dtype_of(module)
+    found = _analysed(module, channels, shape, dtype)
     if any(line.endswith(PADS) for line in found.analysis.not_local):
-        again = _analysed(module, channels, shape, COARSE)
+        again = _analysed(module, channels, shape, dtype, COARSE)
         found = found if again.analysis.not_local else again
     return found
 
 
-def _analysed(module: nn.Module, channels: int, shape: tuple[int, int] | None, unit: int | None = None) -> Found:
+def _analysed(
+    module: nn.Module, channels: int, shape: tuple[int, int] | None, dtype: torch.dtype, unit: int | None = None
+) -> Found:
     """Captures at multiples of the alignment that they show, where it is found in three steps."""
     for _ in range(3):
-        first, second = captures(module, channels, shape, unit)
+        first, second = captures(module, channels, shape, dtype, unit)
         analysis = analyse(first, second)
         found = Found(first, second, analysis, _alignment(analysis))
         unit = math.lcm(*found.alignment)
@@ -155,7 +163,7 @@ def _does_so_when_small(module: nn.Module, channels: int, found: Found, alignmen
 
 
 def captures(
-    module: nn.Module, channels: int, shape: tuple[int, int] | None = None, unit: int | None = None
+    module: nn.Module, channels: int, shape: tuple[int, int] | None, dtype: torch.dtype, unit: int | None = None
 ) -> tuple[Graph, Graph]:
     """The network recorded at two sizes, different in height and in width, that are multiples of `unit`.
 
@@ -164,7 +172,6 @@ def captures(
     Raises:
         ValueError: it fails on every size that was tried.
     """
-    dtype = dtype_of(module)
     failed: dict[tuple[int, int], CaptureError] = {}
     differs: str | None = None
     for step, times in _steps(unit):

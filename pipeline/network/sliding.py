@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import cache
 from typing import Any, Literal
+
+import numpy as np
 
 from pipeline.network.layouts import NotLocal, Sizes, Tracked, Unknown, plain
 from pipeline.network.operations import Call, Outputs, rule
 from pipeline.network.relations import SAME, Pad, Relation, Resample, Transposed, Window, block, repeat
 
+COUNTED = 1 << 17
+"""Rows of a result for which the places that nearest resizing takes are compared."""
 PADS = "pads by an amount that depends on the image's size"
 
 
@@ -158,7 +163,13 @@ def resize(call: Call) -> Outputs:
         elif call.get("align_corners"):
             raise NotLocal("align_corners=True stretches the image by a ratio that depends on its size")
         else:
-            relations[dim] = Resample(_ratio(given, wanted, factor), kind)
+            scale = _ratio(given, wanted, factor)
+            if kind in ("nearest", "exact") and not _rounds_alike(scale, factor, kind):
+                raise NotLocal(
+                    f"nearest resizing by {float(1 / scale):.6g} rounds differently at other places of the image: "
+                    "resize by a whole number, or bilinearly"
+                )
+            relations[dim] = Resample(scale, kind)
     return image.moved(relations, shape)
 
 
@@ -182,6 +193,24 @@ def _ratio(given: Sizes, wanted: Sizes, factor: float | None = None, part: bool 
             if all(a // times == b for a, b in zip(given, wanted, strict=True)):
                 return Fraction(times)
     raise NotLocal("resizes by a ratio that depends on the image's size")
+
+
+@cache
+def _rounds_alike(scale: Fraction, factor: float | None, kind: Kind) -> bool:
+    """Whether the rows that torch takes, in any of the ways in which it counts them, are those of exact arithmetic.
+
+    It multiplies by the ratio in single precision, where the input is in double or the layout another in part in
+    double; a product that falls just below a whole number gives the row before, and not at all places alike.
+    """
+    rows = np.arange(COUNTED)
+    ratio = 1 / factor if factor else scale.numerator / scale.denominator
+    centre = rows if kind == "nearest" else rows + 0.5
+    single, near = centre.astype(np.float32), np.float32(ratio)
+    products = [single * near, centre * np.float64(near), centre * ratio]
+    if kind == "exact":
+        products += [(single * near - np.float32(0.5)) + np.float32(0.5), (centre * ratio - 0.5) + 0.5]
+    exact = Resample(scale, kind).demand(rows, rows + 1, COUNTED)[0]
+    return all(np.array_equal(np.floor(product.astype(np.float32)), exact) for product in products)
 
 
 def _near(ratio: Fraction, factor: float | None) -> bool:

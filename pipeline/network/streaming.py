@@ -217,15 +217,18 @@ class Count(Stream):
         self.beside = max(self.beside, held + beside)
 
 
-def program_of(module: nn.Module, channels: int, *, folded: bool, found: Found | None = None) -> Program:
+def program_of(
+    module: nn.Module, channels: int, *, folded: bool, found: Found | None = None, dtype: torch.dtype | None = None
+) -> Program:
     """The program of a network in eval mode, made cheap; `folded`, made cheaper and rounding otherwise.
 
-    `found` is what `followed` returned for a copy of it, where somebody has that already.
+    `found` is what `followed` returned for a copy of it, where somebody has that already. `dtype` is the images' type,
+    where it is not the network's own: one without weights has none.
 
     Raises:
         CannotStream: it has an operation that runs on whole maps only.
     """
-    return (fold if folded else simplify)(build(module, channels, found))
+    return (fold if folded else simplify)(build(module, channels, found, dtype=dtype))
 
 
 @torch.inference_mode()
@@ -240,6 +243,7 @@ def deviation(program: Program, module: nn.Module, channels: int, size: tuple[in
     for image in (noise, 255 * noise):
         whole = module(image)
         rows = torch.cat(list(Stream(program, *size).run(image.split(band, dim=2))), 2)
+        rows, whole = (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in (rows, whole))
         off = (rows - whole).abs().max() / whole.abs().max().clamp(min=1)
         worst = max(worst, float(off.nan_to_num(torch.inf)))
     return worst

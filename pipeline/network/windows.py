@@ -20,6 +20,13 @@ from pipeline.network.steps import Span, Step
 from pipeline.tiling.geometry import Interval
 
 
+def least(dtype: torch.dtype) -> float:
+    """What is less than, or as little as, any number of the type."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return -torch.inf
+    return 0 if dtype is torch.bool else torch.iinfo(dtype).min
+
+
 @dataclass(frozen=True)
 class Windows(Step):
     """An operation over windows, whose padding above and below is put there only at the image's edges."""
@@ -68,7 +75,7 @@ class Windows(Step):
         stop = (span.made.stop - 1) * stride - before + (self.relation.kernel - 1) * self.relation.dilation + 1
         above, below = max(0, span.given.start - first), max(0, stop - span.given.stop)
         if above or below:
-            image = F.pad(image, (0, 0) * (back - 1) + (above, below), value=self.beyond)
+            image = F.pad(image, (0, 0) * (back - 1) + (above, below), value=max(self.beyond, least(image.dtype)))
         if image.shape[-back] > stop - first:  # rows between windows, which no window lies on
             image = image.narrow(-back, first - span.given.start + above, stop - first)
         return image, first

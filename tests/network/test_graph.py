@@ -22,7 +22,7 @@ def test_a_list_of_numbers_made_from_sizes_is_followed():
     assert (field.before, field.after, field.surplus) == ((0, 0), (4, 4), (-4, -4))
 
 
-@pytest.mark.parametrize("read", [Tensor.tolist, Tensor.numpy, lambda x: x.__array__()])
+@pytest.mark.parametrize("read", [Tensor.tolist, Tensor.numpy, lambda x: x.__array__(), torch.from_dlpack])
 def test_values_of_the_image_read_in_python_are_not_local(read: object):
     def scaled(x: Tensor) -> Tensor:
         values = read(x.flatten()[0:1])  # type: ignore[operator]

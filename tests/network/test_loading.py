@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipeline.network.loading import Network, choose_device, load_network
 from pipeline.network.names import BUNDLED
 from pipeline.network.prepare import infer_channels
+from pipeline.network.receptive_field import receptive_field
 
 
 def small(classes: int = 2) -> nn.Sequential:
@@ -68,6 +69,24 @@ def test_training_mode_without_layers_that_act_is_evaluated_on_a_copy() -> None:
     assert network.module is not module
     assert not any(part.training for part in network.module.modules())
     assert network.module[0].weight is module[0].weight
+
+
+@pytest.mark.parametrize("lazy", [lambda: nn.LazyConv2d(2, 3), nn.LazyBatchNorm2d])
+def test_a_lazy_module_is_to_run_once_before(lazy: Callable[[], nn.Module]) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 2, 1), lazy()).eval()
+    kind = type(module[1]).__name__
+    with pytest.raises(ValueError, match=rf"^1 \({kind}\) is lazy and has no weights yet: run the network once"):
+        load_network(module)
+    assert type(module[1]).__name__ == kind
+    module(torch.rand(1, 3, 8, 8))
+    assert load_network(module).classes == 2
+
+
+def test_a_script_is_no_module_to_look_into_but_a_trace_is() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 2, 1), nn.ReLU()).eval()
+    with pytest.raises(ValueError, match=r"is of torch\.jit\.script, which cannot be analysed: give the module"):
+        load_network(torch.jit.script(module))
+    assert receptive_field(load_network(torch.jit.trace(module, torch.rand(1, 3, 8, 8))).module, 3).is_local
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+
+import pytest
 import torch
 from torch import Tensor, nn
 
 from pipeline.network.loading import load_network
-from pipeline.network.prepare import infer_channels
+from pipeline.network.prepare import copied_module, infer_channels
+from pipeline.network.receptive_field import receptive_field
 
 
 def test_pixels_shuffled_into_channels_are_not_the_images_channels():
@@ -30,3 +35,49 @@ def test_features_computed_before_the_first_convolution():
 
 def test_a_network_that_never_runs_keeps_what_its_convolution_says():
     assert infer_channels(nn.Sequential(nn.Conv2d(7, 2, 3), nn.Linear(3, 5))) == 7
+
+
+class Changing(nn.Module):
+    """Changes what it holds each time that it runs; `seen`: with a convolution that tells the channels."""
+
+    def __init__(self, how: str, seen: bool) -> None:
+        super().__init__()
+        self.how = how
+        self.weight = nn.Parameter(torch.ones(2, 2, 3, 3))
+        self.register_buffer("n", torch.zeros(3))
+        self.inner = nn.Conv2d(2, 2, 1) if seen else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "buffer":
+            self.n += 1
+        elif self.how == "part of a buffer":
+            self.n[1:].add_(1)
+        else:
+            self.weight.data.mul_(0.5)
+        return self.inner(nn.functional.conv2d(x, self.weight) * self.n[1])
+
+
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize(
+    ("how", "named"), [("buffer", "buffer n"), ("part of a buffer", "buffer n"), ("weights", "parameter weight")]
+)
+def test_a_network_that_changes_itself_is_refused_before_it_does(how: str, named: str, seen: bool):
+    module = nn.Sequential(Changing(how, seen)).eval()
+    state = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match=f"^the network changes its {named.replace(' ', ' 0.')} in forward"):
+        receptive_field(load_network(module).module, 2)
+    assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
+
+
+def test_a_network_in_training_mode_may_keep_count():
+    module = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
+    receptive_field(module, 2)
+    assert module[1].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_what_cannot_be_copied_is_named(share: bool):
+    module = nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU()).eval()
+    module[1].lock = threading.Lock()
+    with pytest.raises(ValueError, match=r"^the network's attribute 1\.lock \(lock\) cannot be copied"):
+        copied_module(module, share=share)

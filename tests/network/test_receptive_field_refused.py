@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 import pytest
 import torch
@@ -291,3 +292,19 @@ def test_a_program_is_refused_for_the_same_reason(kind: str):
     operation, reason = REFUSED[kind]
     lines = receptive_field(exported(chain(conv(2, 2), operation).eval()), 2).nonlocal_operations
     assert any(re.search(reason, line) for line in lines), lines
+
+
+@pytest.mark.parametrize("factor", [2.3, 2.7, 12 / 7, 19 / 3, 23 / 5])
+def test_nearest_resizing_that_slips_a_row_far_down_an_image_is_not_local(factor: float):
+    rows = torch.arange(1000.0)[None, None]
+    taken = F.interpolate(rows, scale_factor=factor)[0, 0]
+    exact = [int(o / Fraction(factor).limit_denominator(64)) for o in range(len(taken))]
+    assert taken.tolist() != exact  # as torch is today; where it no longer does, nothing is to be refused
+    named = receptive_field(nn.Upsample(scale_factor=factor), 2).nonlocal_operations
+    assert named and "rounds differently at other places of the image" in named[0], named
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+@pytest.mark.parametrize("factor", [2, 3, 4, 8, 1 / 2, 1 / 3, 2 / 3, 1.5, 0.75, 1.25])
+def test_nearest_resizing_by_usual_factors_is_local(factor: float, mode: str):
+    assert receptive_field(nn.Upsample(scale_factor=factor, mode=mode), 2).is_local
