@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     import zarr
 
 Record = tuple[int, int] | None
-"""Length in bytes and crc32c of a shard; None of one that holds only the fill value and so has no file."""
+"""Length in bytes and crc32 of a shard; None of one that holds only the fill value and so has no file."""
 Regions = Sequence[Interval]
 """An interval for each axis of a level."""
 
@@ -136,14 +135,10 @@ class Output:
         return "/".join(map(str, (level, "c", *position)))
 
     def _record(self, key: str) -> Record:
-        crc = length = 0
         try:
-            for block in self.location.blocks(key):
-                crc = google_crc32c.extend(crc, block)
-                length += len(block)
+            return length_and_checksum(self.location.blocks(key))
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return length, crc
 
 
 def create(

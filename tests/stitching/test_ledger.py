@@ -44,7 +44,7 @@ def test_it_can_be_read_by_eye(tmp_path: Path) -> None:
         ledger.add(17, RECORDS)
         ledger.forget([17])
     assert text(tmp_path).splitlines() == [
-        b'{"ledger": 1, "fingerprint": "abc", "units": 20}',
+        b'{"ledger": 2, "fingerprint": "abc", "units": 20}',
         b"17 52310:9a3b01fe - 1:00000000",
         b"17 !",
     ]
@@ -138,6 +138,13 @@ def test_another_file_in_its_place_is_refused(tmp_path: Path) -> None:
     assert text(tmp_path) == b"my shopping list\nmilk\n"
     with pytest.raises(LedgerError, match="no ledger"):
         Ledger.read(tmp_path / "elsewhere")
+
+
+def test_one_of_an_older_version_whose_checksums_are_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ledger.txt").write_text('{"ledger": 1, "fingerprint": "abc", "units": 5}\n3 52310:9a3b01fe\n')
+    for look in (lambda: Ledger.open(tmp_path, "abc", 5), lambda: Ledger.read(tmp_path)):
+        with pytest.raises(LedgerError, match="not a ledger of this version: use --overwrite"):
+            look()
 
 
 OPENER = """
@@ -258,7 +265,7 @@ def test_a_unit_of_many_shards(tmp_path: Path) -> None:
 
 def test_a_million_units_take_little_memory(tmp_path: Path) -> None:
     units = 1_000_000
-    header = json.dumps({"ledger": 1, "fingerprint": "abc", "units": units})
+    header = json.dumps({"ledger": 2, "fingerprint": "abc", "units": units})
     with open(tmp_path / "ledger.txt", "w") as file:
         file.write(header + "\n")
         file.writelines(f"{unit} {unit + 1000}:{unit:08x}\n" for unit in range(0, units, 50))
