@@ -47,6 +47,7 @@ def check_output(output: Output, plan: Plan, ledger: Ledger, image: Image, netwo
     report = Report()
     if ledger.count < plan.units:
         report.places.append(f"{plan.units - ledger.count} of {plan.units} units are not done")
+    report.places += [f"{name}: not the metadata that were written" for name in output.misleading()]
     for unit, records in ledger:
         level, region = plan.region_of(unit)
         report.shards += len(records)

@@ -1,0 +1,83 @@
+"""What verify finds besides pixels: an output that is whole, and that other readers cannot open or misread."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import pipeline
+
+PIXELS = np.random.default_rng(0).integers(1, 255, (1, 600, 40), np.uint8)
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("copied")
+    np.save(folder / "i.npy", PIXELS)
+    pipeline.convert(folder / "i.npy", folder / "o.zarr", workers=1)
+    return folder / "o.zarr"
+
+
+@pytest.fixture
+def output(copied: Path, tmp_path: Path) -> Path:
+    """A finished copy of `i.npy`, in two levels, to be harmed."""
+    return Path(shutil.copytree(copied, tmp_path / "o.zarr"))
+
+
+def again(output: Path, copied: Path, **options: Any) -> Any:
+    return pipeline.convert(copied.parent / "i.npy", output, workers=1, **options)
+
+
+@pytest.mark.parametrize("level", ["0", "1"])
+@pytest.mark.parametrize("harm", ["removed", "no JSON", "shape", "chunk_grid"])
+def test_metadata_of_a_level_that_mislead_are_named_and_made_good(
+    level: str, harm: str, output: Path, copied: Path
+) -> None:
+    file = output / level / "zarr.json"
+    before = file.read_bytes()
+    if harm == "removed":
+        file.unlink()
+    elif harm == "no JSON":
+        file.write_bytes(before[:50])
+    else:
+        wrong = {"shape": [1, 8, 8], "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [1, 8, 8]}}}
+        edit(file, lambda content: content.update({harm: wrong[harm]}))
+    report = pipeline.verify(output)
+    assert report.places == [f"{level}/zarr.json: not the metadata that were written"]
+    result = again(output, copied)
+    assert result.resumed == result.plan.units and file.read_bytes() == before
+    assert pipeline.verify(output).ok and np.array_equal(zarr.open_group(output, mode="r")["0"][...], PIXELS)
+
+
+@pytest.mark.parametrize("harm", ["no levels", "one level", "other axes"])
+def test_a_group_that_leads_to_no_level_is_named_and_does_not_pass_for_finished(
+    harm: str, output: Path, copied: Path
+) -> None:
+    def change(group: dict[str, Any]) -> None:
+        ome = group["attributes"]["ome"]
+        if harm == "no levels":
+            ome.clear()
+        elif harm == "one level":
+            del ome["multiscales"][0]["datasets"][1]
+        else:
+            ome["multiscales"][0]["axes"].reverse()
+
+    edit(output / "zarr.json", change)
+    assert pipeline.verify(output).places == ["zarr.json: not the metadata that were written"]
+    with pytest.raises(ValueError, match=r"o\.zarr: its metadata are damaged \(zarr\.json\): use --overwrite"):
+        again(output, copied)
+    again(output, copied, overwrite=True)
+    assert pipeline.verify(output).ok
