@@ -62,6 +62,57 @@ def test_metadata_of_a_level_that_mislead_are_named_and_made_good(
     assert pipeline.verify(output).ok and np.array_equal(zarr.open_group(output, mode="r")["0"][...], PIXELS)
 
 
+def set_at(path: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    """Changes what lies at a path of keys of our attributes; without a value it is removed."""
+
+    def change(group: dict[str, Any]) -> None:
+        *above, last = path.split(".")
+        within = group["attributes"]["pipeline"]
+        for key in above:
+            within = within[key]
+        if value is ...:
+            del within[last]
+        else:
+            within[last] = value
+
+    return change
+
+
+DAMAGE = {
+    "plan": None,
+    "plan.core": [0, 0],
+    "plan.size": [-128, 128],
+    "plan.field.halo": "x",
+    "plan.image.identity": 3,
+    "layout": None,
+    "layout.dtype": "foo",
+    "layout.shards": [[1, 0, 128]],
+    "fill": 300,
+    "fingerprint": "0" * 64,
+    "source": ...,
+    "source.image": 5,
+    "source.load": {"foo": 1},
+    "source.open.level": "x",
+}
+
+
+@pytest.mark.parametrize("at", DAMAGE)
+def test_damaged_metadata_are_said_in_one_line_and_can_be_overwritten(at: str, output: Path, copied: Path) -> None:
+    edit(output / "zarr.json", set_at(at, DAMAGE[at]))
+    for look in (lambda: pipeline.verify(output), lambda: again(output, copied)):
+        with pytest.raises(ValueError, match=r"o\.zarr: its metadata are damaged \(zarr\.json\): use --overwrite"):
+            look()
+    again(output, copied, overwrite=True)
+    assert pipeline.verify(output).ok
+
+
+def test_a_plan_of_another_version_is_called_that(output: Path, copied: Path) -> None:
+    edit(output / "zarr.json", set_at("plan.format", 0))
+    for look in (lambda: pipeline.verify(output), lambda: again(output, copied)):
+        with pytest.raises(ValueError, match="written by another version of pipeline; use --overwrite"):
+            look()
+
+
 @pytest.mark.parametrize("harm", ["no levels", "one level", "other axes"])
 def test_a_group_that_leads_to_no_level_is_named_and_does_not_pass_for_finished(
     harm: str, output: Path, copied: Path

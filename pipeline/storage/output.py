@@ -212,12 +212,22 @@ def create(
 
 def open_output(path: str | os.PathLike[str]) -> Output:
     """An output of ours. Raises OutputError for anything else, FileNotFoundError where there is nothing."""
+    target = _ours(path)
+    group = read_json(target, FILE)
+    try:
+        return Output(target, group["attributes"][KEY])
+    except Exception as error:  # there is no end to what an editor may have left
+        raise damaged(target) from error
+
+
+def _ours(path: str | os.PathLike[str]) -> Location:
+    """Where an output of ours lies, whatever its metadata say. Raises as `open_output` does for anything else."""
     target = location_of(path)
     if not target.exists():
         raise FileNotFoundError(f"{target}: there is no such output")
     if not is_ours(path):
         raise OutputError(f"{target} is not an output of pipeline: it has no zarr.json with a {KEY!r} attribute")
-    return Output(target, read_json(target, FILE)["attributes"][KEY])
+    return target
 
 
 def damaged(output: Location) -> OutputError:
@@ -240,9 +250,11 @@ def remove_contents(path: str | os.PathLike[str], keep: Sequence[str] = ()) -> l
     The group's metadata go last, so that an interrupted removal can be repeated. The folder itself goes where
     nothing is left. Symbolic links are removed, never followed. Raises OutputError for anything that is not ours.
     """
-    output = open_output(path)
-    target = output.location
-    levels = [str(k) for k in range(len(output.layout.shapes))]
+    target = _ours(path)
+    try:
+        levels = [str(k) for k in range(len(open_output(path).layout.shapes))]
+    except OutputError:  # nothing tells how many there are
+        levels = [name for name in target.names() if name.isdecimal()]
     for name in (*COMPANIONS, *levels, "zarr.json"):
         if name not in keep:
             target.remove(name)
