@@ -14,7 +14,7 @@ import zarr
 
 import pipeline
 
-PIXELS = np.random.default_rng(0).integers(1, 255, (1, 600, 40), np.uint8)
+PIXELS = np.random.default_rng(0).integers(1, 255, (2, 600, 40), np.uint8)
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -111,6 +111,27 @@ def test_a_plan_of_another_version_is_called_that(output: Path, copied: Path) ->
     for look in (lambda: pipeline.verify(output), lambda: again(output, copied)):
         with pytest.raises(ValueError, match="written by another version of pipeline; use --overwrite"):
             look()
+
+
+@pytest.mark.parametrize("records", ["", " -", " 12:0000abcd", " - - -"])
+def test_a_line_of_the_ledger_with_too_few_or_too_many_records_is_no_unit_that_is_done(
+    records: str, output: Path, copied: Path
+) -> None:
+    ledger = output / "ledger" / "ledger.txt"
+    with ledger.open("a") as file:
+        file.write(f"0{records}\n")
+    places = pipeline.verify(output).places
+    if records:  # without any it is no line at all
+        assert places == [f"shard 0/c/{c}/0/0: its bytes are not those in the ledger" for c in (0, 1)]
+    result = again(output, copied)
+    assert result.resumed == result.plan.units - bool(records)
+    assert pipeline.verify(output).ok
+
+
+def test_a_ledger_of_another_run_is_named(output: Path) -> None:
+    ledger = output / "ledger" / "ledger.txt"
+    ledger.write_text(ledger.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    assert pipeline.verify(output).places == ["ledger: it is that of another run"]
 
 
 @pytest.mark.parametrize("harm", ["no levels", "one level", "other axes"])

@@ -261,7 +261,7 @@ def _parse(line: bytes, units: int) -> tuple[int, list[Record] | None] | None:
     first, *rest = line.split(b" ")
     try:
         unit = int(first)
-        if not 0 <= unit < units:
+        if not 0 <= unit < units or not rest:
             return None
         if rest == [AGAIN]:
             return unit, None
@@ -274,4 +274,6 @@ def _parse_record(word: bytes) -> Record:
     if word == FILL:
         return None
     length, crc = word.split(b":")
+    if len(crc) != 8:
+        raise ValueError("a word that was cut")
     return int(length), int(crc, 16)

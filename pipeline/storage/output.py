@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Record = tuple[int, int] | None
 """Length in bytes and crc32 of a shard; None of one that holds only the fill value and so has no file."""
+UNKNOWN = (-1, 0)
+"""Record that no shard has."""
 Regions = Sequence[Interval]
 """An interval for each axis of a level."""
 
@@ -144,8 +146,8 @@ class Output:
 
     def _keys(self, level: int, region: Regions, records: Sequence[Record]) -> Iterator[tuple[str, Record]]:
         positions = self.layout.shards_within(level, tuple(region))
-        if len(positions) != len(records):
-            raise OutputError(f"{self.path}: {len(records)} records for the {len(positions)} shards of level {level}")
+        if len(positions) != len(records):  # a line that was cut or edited: none of it is believed
+            records = [UNKNOWN] * len(positions)
         for position, record in zip(positions, records, strict=True):
             yield self._key(level, position), None if record is None else (record[0], record[1])
 

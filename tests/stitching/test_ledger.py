@@ -29,10 +29,10 @@ def test_what_is_added_is_there_again(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, "abc", 5) as ledger:
         assert (ledger.count, ledger.done(3)) == (0, False)
         ledger.add(3, RECORDS)
-        ledger.add(0, [])
+        ledger.add(0, [None])
         assert (ledger.count, ledger.done(3)) == (2, True)
     with Ledger.open(tmp_path, "abc", 5) as ledger:
-        assert list(ledger) == [(3, RECORDS), (0, [])]
+        assert list(ledger) == [(3, RECORDS), (0, [None])]
         assert [unit for unit in range(5) if ledger.done(unit)] == [0, 3]
         assert ledger.records(3) == RECORDS
     with Ledger.read(tmp_path) as ledger:
@@ -84,8 +84,8 @@ def test_nothing_of_a_torn_line_stays_behind_a_shorter_one(tmp_path: Path) -> No
     whole = text(tmp_path)
     (tmp_path / "ledger.txt").write_bytes(whole + b"3 1000:00000001 2 -")
     with Ledger.open(tmp_path, "abc", 4) as ledger:
-        ledger.add(0, [])
-    assert text(tmp_path) == whole + b"0\n"
+        ledger.add(0, [None])
+    assert text(tmp_path) == whole + b"0 -\n"
 
 
 @settings(deadline=None, max_examples=60)
@@ -110,7 +110,7 @@ def test_rubbish_in_it_never_makes_a_unit_done(
         assert ledger.records(9) == RECORDS
 
 
-@pytest.mark.parametrize("line", ["5 12:0000000", "-1 -", "99 -", "3 1:2:3", "3 x:1", "3 12", "x -", ""])
+@pytest.mark.parametrize("line", ["5 12:0000000", "-1 -", "99 -", "3 1:2:3", "3 x:1", "3 12", "3 12:0", "3", "x -", ""])
 def test_lines_that_make_no_sense_are_passed_over(line: str, tmp_path: Path) -> None:
     with Ledger.open(tmp_path, "abc", 5) as ledger:
         ledger.add(2, RECORDS)
