@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import Options, options
+from pipeline.storage.location import local_path
 from pipeline.storage.output import Output, damaged, open_output
 from pipeline.tiling.plan import Plan, VersionError
 
@@ -53,4 +54,4 @@ def _stored(output: Output, attributes: dict[str, Any]) -> Stored:
         key=loading["output"],
         **{name: loading[name] for name in ("scale", "mean", "std")},
     )
-    return Stored(output, plan, image, network, asked)
+    return Stored(output, plan, image, None if network is None else local_path(network), asked)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaozarrs
 import zarr
 
 import pipeline
+from tests import warm
 
 PIXELS = np.random.default_rng(0).integers(1, 255, (2, 600, 40), np.uint8)
 
@@ -132,6 +137,23 @@ def test_a_ledger_of_another_run_is_named(output: Path) -> None:
     ledger = output / "ledger" / "ledger.txt"
     ledger.write_text(ledger.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     assert pipeline.verify(output).places == ["ledger: it is that of another run"]
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", "ünï".encode()])
+def test_names_of_files_may_be_any_bytes(name: bytes, tmp_path: Path) -> None:
+    """No UTF-8, or UTF-8 where the system's text is ASCII: all is found again, and other readers see valid text."""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    python, more = (warm.python(), {}) if name == b"\xff\xfe" else (sys.executable, ascii_only)
+    np.save(tmp_path / os.fsdecode(name + b".npy"), PIXELS[:, :40])
+    line = [python, "-m", "pipeline.infer", name + b".npy", "--network", "unet-tiny", "--channels", "0,1,1"]
+    done = subprocess.run(
+        [*line, "--workers", "1", "--verify"], cwd=tmp_path, capture_output=True, env=os.environ | more, timeout=200
+    )
+    assert done.returncode == 0 and name + b".zarr: sound" in done.stdout, done.stderr
+    output = str(tmp_path / os.fsdecode(name + b".zarr"))
+    assert pipeline.verify(output).ok
+    json.dumps(json.loads(Path(output, "zarr.json").read_text("utf-8")), ensure_ascii=False).encode()
+    yaozarrs.validate_zarr_store(output)
 
 
 @pytest.mark.parametrize("harm", ["no levels", "one level", "other axes"])

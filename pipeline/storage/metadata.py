@@ -56,4 +56,5 @@ def read_json(target: Location, key: str) -> Any:
 
 
 def to_json(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False).encode()
+    """Text that any reader takes: of a name that is no UTF-8, what is none becomes a question mark."""
+    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False).encode(errors="replace")
