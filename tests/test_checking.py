@@ -133,6 +133,14 @@ def test_a_line_of_the_ledger_with_too_few_or_too_many_records_is_no_unit_that_i
     assert pipeline.verify(output).ok
 
 
+def test_what_makes_good_a_ledger_that_is_lost_is_said(output: Path, copied: Path) -> None:
+    (output / "ledger" / "ledger.txt").unlink()
+    with pytest.raises(ValueError, match="no ledger that can be read: the command that made it, given again, makes"):
+        pipeline.verify(output)
+    again(output, copied)
+    assert pipeline.verify(output).ok
+
+
 def test_a_ledger_of_another_run_is_named(output: Path) -> None:
     ledger = output / "ledger" / "ledger.txt"
     ledger.write_text(ledger.read_text().replace('"fingerprint": "', '"fingerprint": "0'))

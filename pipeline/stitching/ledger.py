@@ -132,7 +132,10 @@ class Ledger:
         path = Path(folder) / FILE
         header = _read_header(path, name)
         if header is None:
-            raise LedgerError(f"{name or path.parent.parent} has no ledger that can be read")
+            raise LedgerError(
+                f"{name or path.parent.parent} has no ledger that can be read: the command that made it, given again, "
+                "makes it good"
+            )
         return cls(path, header["fingerprint"], header["units"], writable=False, lock=None)
 
     @property

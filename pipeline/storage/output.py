@@ -157,7 +157,7 @@ class Output:
     def _record(self, key: str) -> Record:
         try:
             return length_and_checksum(self.location.blocks(key))
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
 
 

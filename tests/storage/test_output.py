@@ -352,6 +352,17 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) ->
     assert output.write(0, whole(layout), pixels) != [None]
 
 
+def test_a_folder_in_a_shards_place_is_named(tmp_path: Path) -> None:
+    layout = build_layout("yx", "uint8", (8, 8), (8, 8), whole=True)
+    output = create(tmp_path / "a.zarr", layout, attributes={})
+    records = output.write(0, whole(layout), np.ones((8, 8), np.uint8))
+    (tmp_path / "a.zarr/0/c/0/0").unlink()
+    (tmp_path / "a.zarr/0/c/0/0").mkdir()
+    assert output.checksum(0, whole(layout), records) == ["0/c/0/0"]
+    with pytest.raises(OutputError, match=r"cannot write .*a\.zarr/0/c/0/0: Is a directory"):
+        output.write(0, whole(layout), np.ones((8, 8), np.uint8))
+
+
 def test_a_place_that_takes_no_files_is_named(tmp_path: Path) -> None:
     """/proc refuses new folders to everybody, also to root."""
     layout = build_layout("yx", "uint8", (8, 8), (8, 8), whole=True)
