@@ -22,9 +22,10 @@ from pipeline.network.names import resolve
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, default_workers, drive, template
 from pipeline.storage.location import Inputs, Location, location_of, name_of
-from pipeline.storage.output import check_free, create, is_ours, open_output, remove_contents
+from pipeline.storage.output import check_free, create, is_ours, remove_contents
 from pipeline.storage.reading import extend_to
 from pipeline.storage.reference import Reference, refer
+from pipeline.stored import open_stored
 from pipeline.tiling.geometry import ReceptiveField
 from pipeline.tiling.plan import Plan
 from pipeline.training_job import TrainJob
@@ -122,18 +123,18 @@ def convert(
 
 def verify(output: str | os.PathLike[str], image: Any = None, net: Any = None) -> Report:
     """See `pipeline.verify`."""
-    target = open_output(output)
-    source = target.attributes["source"]
-    plan = Plan.from_json(target.attributes["plan"])
+    stored = open_stored(output)
+    target, plan, asked = stored.output, stored.plan, stored.asked
+    image, net = stored.image if image is None else image, stored.network if net is None else net
     for name, value in (("image", image), ("network", net)):
-        if value is None and source.get(name) is None and (name == "image" or plan.network is not None):
+        if value is None and (name == "image" or plan.network is not None):
             raise ValueError(f"{output} was made from a {name} that has no path: give it to verify")
-    with refer(image if image is not None else source["image"], **source["open"]).open() as opened:
+    with refer(image, axes=asked.axes, level=asked.level or 0).open() as opened:
         if opened.identity() != plan.image["identity"]:
             raise ValueError(f"{output} was made from another image than this one")
         network = None
         if plan.network is not None:
-            network = load_network(net if net is not None else source["network"], **source["load"])
+            network = _network(net, asked)
             if network.identity != plan.network["identity"]:
                 raise ValueError(f"{output} was made with another network than {network.name}")
         with read_ledger(target.location) as ledger:
@@ -232,8 +233,8 @@ def _begin(
         undo.callback(lock.release)
         there = is_ours(output)
         if there and not asked.overwrite:
-            target = open_output(output)
-            plan = Plan.from_json(target.attributes["plan"])
+            stored = open_stored(output)
+            target, plan = stored.output, stored.plan
             planning.check_stored(plan, opened, analysis, asked, output)
             target.restore()
             run = Run(target, plan, open_ledger(location, plan.fingerprint, plan.units, lock), lock)

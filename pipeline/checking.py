@@ -45,13 +45,11 @@ class Report:
 def check_output(output: Output, plan: Plan, ledger: Ledger, image: Image, network: Network | None) -> Report:
     """Compare an output with what its plan says it holds."""
     report = Report()
-    if ledger.count < plan.units:
-        report.places.append(f"{plan.units - ledger.count} of {plan.units} units are not done")
-    for unit, records in ledger:
-        level, region = plan.region_of(unit)
-        report.shards += len(records)
-        report.places += [f"shard {name}: its bytes are not those in the ledger"
-                          for name in output.checksum(level, region, records)]  # fmt: skip
+    report.places += [f"{name}: not the metadata that were written" for name in output.misleading()]
+    if (ledger.fingerprint, ledger.units) == (plan.fingerprint, plan.units):
+        _check_shards(report, output, plan, ledger)
+    else:
+        report.places.append("ledger: it is that of another run")
     module = None if network is None else network.to("cpu", DTYPES[plan.precision])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -64,6 +62,16 @@ def check_output(output: Output, plan: Plan, ledger: Ledger, image: Image, netwo
     finally:
         torch.set_num_threads(threads)
     return report
+
+
+def _check_shards(report: Report, output: Output, plan: Plan, ledger: Ledger) -> None:
+    if ledger.count < plan.units:
+        report.places.append(f"{plan.units - ledger.count} of {plan.units} units are not done")
+    for unit, records in ledger:
+        level, region = plan.region_of(unit)
+        report.shards += len(records)
+        report.places += [f"shard {name}: its bytes are not those in the ledger"
+                          for name in output.checksum(level, region, records)]  # fmt: skip
 
 
 def windows(plan: Plan) -> list[tuple[str, Region]]:

@@ -6,6 +6,7 @@ import argparse
 import atexit
 import faulthandler
 import gc
+import io
 import os
 import signal
 import sys
@@ -55,6 +56,8 @@ def run(main: Callable[[], int]) -> NoReturn:
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
     signal.signal(signal.SIGTERM, ended)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are bytes, of any kind
     try:
         status = main()
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from pipeline.analysis import Analysis
 from pipeline.config import Options
 from pipeline.stitching.drawing import palette
 from pipeline.storage.image import Image
+from pipeline.storage.location import written
 from pipeline.tiling.plan import Plan
 
 
@@ -46,7 +47,7 @@ def _source(thing: Any) -> str | None:
     """A path made absolute, a URL as it is; None for what lives in the caller's memory alone."""
     if not isinstance(thing, str | os.PathLike):
         return None
-    return os.path.abspath(thing) if os.path.exists(thing) else os.fspath(thing)
+    return written(os.path.abspath(thing) if os.path.exists(thing) else thing)
 
 
 def placing(plan: Plan, image: Image, analysis: Analysis | None) -> dict[str, Any]:

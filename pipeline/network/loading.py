@@ -38,7 +38,8 @@ class Network:
 
     @property
     def name(self) -> str:
-        return str(self.card["name"])
+        """What it is called; of a file's name that is no UTF-8, what is none becomes a question mark."""
+        return str(self.card["name"]).encode(errors="replace").decode()
 
     @property
     def channels(self) -> int | None:

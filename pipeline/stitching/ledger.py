@@ -1,7 +1,7 @@
 """What is done: an append-only file that survives a kill at any moment.
 
-    {"ledger": 1, "fingerprint": "3f0c...", "units": 64}
-    17 52310:9a3b01fe -            unit 17 is done: its shards' length and crc32c, "-" for one of fill alone
+    {"ledger": 2, "fingerprint": "3f0c...", "units": 64}
+    17 52310:9a3b01fe -            unit 17 is done: its shards' length and crc32, "-" for one of fill alone
     17 !                           unit 17 is to be done again
 
 A line counts once its newline is there. The last line of a unit holds; a line that makes no sense is passed over,
@@ -21,9 +21,9 @@ from types import TracebackType
 from typing import Any, Self
 
 Record = tuple[int, int] | None
-"""Length and crc32c of a shard; None where it holds only the fill value."""
+"""Length and crc32 of a shard; None where it holds only the fill value."""
 
-FORMAT = 1
+FORMAT = 2
 FILE, LOCK = "ledger.txt", "lock"
 AGAIN, FILL = b"!", b"-"
 BLOCK = 1 << 20
@@ -132,7 +132,10 @@ class Ledger:
         path = Path(folder) / FILE
         header = _read_header(path, name)
         if header is None:
-            raise LedgerError(f"{name or path.parent.parent} has no ledger that can be read")
+            raise LedgerError(
+                f"{name or path.parent.parent} has no ledger that can be read: the command that made it, given again, "
+                "makes it good"
+            )
         return cls(path, header["fingerprint"], header["units"], writable=False, lock=None)
 
     @property
@@ -261,7 +264,7 @@ def _parse(line: bytes, units: int) -> tuple[int, list[Record] | None] | None:
     first, *rest = line.split(b" ")
     try:
         unit = int(first)
-        if not 0 <= unit < units:
+        if not 0 <= unit < units or not rest:
             return None
         if rest == [AGAIN]:
             return unit, None
@@ -274,4 +277,6 @@ def _parse_record(word: bytes) -> Record:
     if word == FILL:
         return None
     length, crc = word.split(b":")
+    if len(crc) != 8:
+        raise ValueError("a word that was cut")
     return int(length), int(crc, 16)

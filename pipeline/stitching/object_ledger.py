@@ -1,6 +1,6 @@
 """A ledger in an object store, where nothing can be appended to: pieces of it, each an object written once.
 
-    ledger/00000001-5f0c1a2b    {"ledger": 1, ...}        the lines of a ledger, in the order of the names
+    ledger/00000001-5f0c1a2b    {"ledger": 2, ...}        the lines of a ledger, in the order of the names
     ledger/00000002-5f0c1a2b    17 52310:9a3b01fe -
     ledger/lease                who writes (pipeline.stitching.lease)
 

@@ -19,11 +19,12 @@ class OutputError(ValueError):
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turns an error of the file system into an OutputError that names the output and the reason."""
+    """Turns an error of the file system into an OutputError that names the place and the reason."""
     try:
         yield
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+        place = error.filename2 or target  # what is in the way of a file that is put in its place
+        raise OutputError(f"cannot write {place}: {error.strerror or error}") from error
 
 
 def replace(path: Path, pieces: Sequence[bytes]) -> None:

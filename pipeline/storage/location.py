@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from pipeline.storage.disk import PARTIAL, OutputError, partials, remove, replace, writing
 
@@ -111,7 +111,21 @@ def local_path(path: str | os.PathLike[str]) -> str:
     parts = urlsplit(text)
     if parts.netloc not in ("", "localhost"):
         raise ValueError(f"{text}: a file:// URL has three slashes, as in file:///{parts.netloc}{parts.path}")
-    return unquote(parts.path)
+    return os.fsdecode(unquote_to_bytes(parts.path))
+
+
+def written(path: str | os.PathLike[str]) -> str:
+    """The path as text that any file can hold, for `local_path`: as a URL where its bytes are no UTF-8."""
+    text = os.fspath(path)
+    return text if _is_text(text) else f"file://{quote(os.fsencode(text))}"
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def location_of(path: str | os.PathLike[str]) -> Location:

@@ -11,21 +11,19 @@ A shard of fill alone has no file, so that the ledger and not the files says wha
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.storage.cloud import StoreError
 from pipeline.storage.disk import OutputError
 from pipeline.storage.location import Lengths, Location, location_of, name_of
+from pipeline.storage.metadata import FILE, array_metadata, names_levels, read_json, to_json
 from pipeline.storage.ome import RGB, Description
-from pipeline.storage.shards import codecs, encode, length_and_checksum
+from pipeline.storage.shards import encode, length_and_checksum
 from pipeline.tiling.geometry import Interval
 from pipeline.tiling.grid import Layout
 
@@ -33,7 +31,9 @@ if TYPE_CHECKING:
     import zarr
 
 Record = tuple[int, int] | None
-"""Length in bytes and crc32c of a shard; None of one that holds only the fill value and so has no file."""
+"""Length in bytes and crc32 of a shard; None of one that holds only the fill value and so has no file."""
+UNKNOWN = (-1, 0)
+"""Record that no shard has."""
 Regions = Sequence[Interval]
 """An interval for each axis of a level."""
 
@@ -66,7 +66,7 @@ class Output:
 
         store = self.location.zarr_store()
         levels = range(len(self.layout.shapes))
-        return tuple(zarr.Array.from_dict(StorePath(store, str(k)), _array_metadata(self, k)) for k in levels)
+        return tuple(zarr.Array.from_dict(StorePath(store, str(k)), self._metadata(k)) for k in levels)
 
     def write(self, level: int, region: Regions, data: NDArray[Any]) -> list[Record]:
         """Write a region that is a whole number of shards; the record of each, in row-major order.
@@ -117,18 +117,37 @@ class Output:
         """Names of the region's shards whose bytes are not those that their records say. Reads them all."""
         return [key for key, record in self._keys(level, region, records) if self._record(key) != record]
 
+    def misleading(self) -> list[str]:
+        """Names of the files by which other readers find and decode the pixels, and that do not say what they must."""
+        group = [] if self._names_levels() else [FILE]
+        return [*group, *(f"{level}/{FILE}" for level in self._changed())]
+
     def restore(self) -> None:
-        """Make good what a kill may have left undone: metadata of the arrays, and half-written files to remove."""
-        levels = [str(level) for level in range(len(self.layout.shapes))]
-        for level, name in enumerate(levels):
-            if self.location.length(f"{name}/zarr.json") is None:
-                self.location.write(f"{name}/zarr.json", [_json(_array_metadata(self, level))])
-        self.location.sweep([*COMPANIONS, *levels])
+        """Make good what a kill may have left undone: metadata of the arrays, and half-written files to remove.
+
+        Raises OutputError where the group's own metadata lead no reader to the arrays.
+        """
+        if not self._names_levels():
+            raise damaged(self.location)
+        for level in self._changed():
+            self.location.write(f"{level}/{FILE}", [to_json(self._metadata(level))])
+        self.location.sweep([*COMPANIONS, *(str(level) for level in range(len(self.layout.shapes)))])
+
+    def _names_levels(self) -> bool:
+        return names_levels(read_json(self.location, FILE), self.layout)
+
+    def _metadata(self, level: int) -> dict[str, Any]:
+        return array_metadata(self.layout, self.fill, level)
+
+    def _changed(self) -> list[int]:
+        """Levels whose metadata are not there, or not as they were written."""
+        levels = range(len(self.layout.shapes))
+        return [k for k in levels if read_json(self.location, f"{k}/{FILE}") != self._metadata(k)]
 
     def _keys(self, level: int, region: Regions, records: Sequence[Record]) -> Iterator[tuple[str, Record]]:
         positions = self.layout.shards_within(level, tuple(region))
-        if len(positions) != len(records):
-            raise OutputError(f"{self.path}: {len(records)} records for the {len(positions)} shards of level {level}")
+        if len(positions) != len(records):  # a line that was cut or edited: none of it is believed
+            records = [UNKNOWN] * len(positions)
         for position, record in zip(positions, records, strict=True):
             yield self._key(level, position), None if record is None else (record[0], record[1])
 
@@ -136,14 +155,10 @@ class Output:
         return "/".join(map(str, (level, "c", *position)))
 
     def _record(self, key: str) -> Record:
-        crc = length = 0
         try:
-            for block in self.location.blocks(key):
-                crc = google_crc32c.extend(crc, block)
-                length += len(block)
-        except (FileNotFoundError, NotADirectoryError):
+            return length_and_checksum(self.location.blocks(key))
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             return None
-        return length, crc
 
 
 def create(
@@ -188,33 +203,45 @@ def create(
         "node_type": "group",
         "attributes": {"ome": description.attributes(layout), KEY: ours},
     }
-    content = _json(group)
+    content = to_json(group)
     target.make()
     # The group comes first: from then on the output is ours, and `restore` can add what is missing.
     target.write("zarr.json", [content])
     for level in range(len(layout.shapes)):
-        target.write(f"{level}/zarr.json", [_json(_array_metadata(output, level))])
+        target.write(f"{level}/{FILE}", [to_json(array_metadata(output.layout, output.fill, level))])
     return output
 
 
 def open_output(path: str | os.PathLike[str]) -> Output:
     """An output of ours. Raises OutputError for anything else, FileNotFoundError where there is nothing."""
+    target = _ours(path)
+    group = read_json(target, FILE)
+    try:
+        return Output(target, group["attributes"][KEY])
+    except Exception as error:  # there is no end to what an editor may have left
+        raise damaged(target) from error
+
+
+def _ours(path: str | os.PathLike[str]) -> Location:
+    """Where an output of ours lies, whatever its metadata say. Raises as `open_output` does for anything else."""
     target = location_of(path)
     if not target.exists():
         raise FileNotFoundError(f"{target}: there is no such output")
     if not is_ours(path):
         raise OutputError(f"{target} is not an output of pipeline: it has no zarr.json with a {KEY!r} attribute")
-    return Output(target, _read_group(target)["attributes"][KEY])
+    return target
+
+
+def damaged(output: Location) -> OutputError:
+    """The error that says so of the group's metadata."""
+    return OutputError(f"{output}: its metadata are damaged ({FILE}): use --overwrite to start anew")
 
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
     """Whether the path is an output that `create` made. Raises StoreError where an object store does not answer."""
-    target = location_of(path)
     try:
-        ours = _read_group(target)["attributes"][KEY]
-    except StoreError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError):
+        ours = read_json(location_of(path), FILE)["attributes"][KEY]
+    except (KeyError, TypeError):
         return False
     return isinstance(ours, dict) and "layout" in ours and "fill" in ours
 
@@ -225,9 +252,11 @@ def remove_contents(path: str | os.PathLike[str], keep: Sequence[str] = ()) -> l
     The group's metadata go last, so that an interrupted removal can be repeated. The folder itself goes where
     nothing is left. Symbolic links are removed, never followed. Raises OutputError for anything that is not ours.
     """
-    output = open_output(path)
-    target = output.location
-    levels = [str(k) for k in range(len(output.layout.shapes))]
+    target = _ours(path)
+    try:
+        levels = [str(k) for k in range(len(open_output(path).layout.shapes))]
+    except OutputError:  # nothing tells how many there are
+        levels = [name for name in target.names() if name.isdecimal()]
     for name in (*COMPANIONS, *levels, "zarr.json"):
         if name not in keep:
             target.remove(name)
@@ -249,33 +278,6 @@ def check_free(path: str | os.PathLike[str] | Location, layout: Layout, among_ot
     if names & taken or (names and not among_others):
         some = ", ".join(sorted(names)[:3])
         raise OutputError(f"{target} exists already and holds {some}: give another name")
-
-
-def _array_metadata(output: Output, level: int) -> dict[str, Any]:
-    """zarr.json of a level. https://zarr-specs.readthedocs.io/en/latest/v3/core/"""
-    layout, fill = output.layout, output.fill
-    return {
-        "zarr_format": 3,
-        "node_type": "array",
-        "shape": list(layout.shapes[level]),
-        "data_type": layout.dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(layout.shards[level])}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-        "fill_value": fill.item() if fill.dtype.kind != "c" else [float(fill.real), float(fill.imag)],
-        "codecs": codecs(output.dtype, layout.chunk),
-        "dimension_names": list(layout.axes),
-        "storage_transformers": [],
-        "attributes": {},
-    }
-
-
-def _read_group(target: Location) -> dict[str, Any]:
-    group: dict[str, Any] = json.loads(target.read("zarr.json"))
-    return group
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False).encode()
 
 
 def _length_of(record: Record) -> int | None:

@@ -22,6 +22,10 @@ SIDES = (512, 768, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 6144, 8192)
 SMALL_SIDES = (384, 256, 192, 128, 96, 64, 48, 32, 24, 16, 8, 4, 2, 1)
 
 
+class VersionError(ValueError):
+    """A plan that another version of pipeline wrote."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How one image becomes one output. Two plans with the same fingerprint give the same bytes."""
@@ -148,10 +152,10 @@ class Plan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:
-        """The plan that `to_json` wrote. Raises ValueError for another format."""
+        """The plan that `to_json` wrote. Raises VersionError for another format."""
         data = dict(data)
         if data.pop("format", None) != FORMAT:
-            raise ValueError("the plan was written by another version of pipeline; use --overwrite to start anew")
+            raise VersionError("the plan was written by another version of pipeline; use --overwrite to start anew")
         f = dict(data["field"])
         f["rate"] = tuple(Fraction(r) for r in f["rate"])
         f["halo"] = (tuple(f["halo"][0]), tuple(f["halo"][1]))

@@ -29,10 +29,10 @@ def test_what_is_added_is_there_again(tmp_path: Path) -> None:
     with Ledger.open(tmp_path, "abc", 5) as ledger:
         assert (ledger.count, ledger.done(3)) == (0, False)
         ledger.add(3, RECORDS)
-        ledger.add(0, [])
+        ledger.add(0, [None])
         assert (ledger.count, ledger.done(3)) == (2, True)
     with Ledger.open(tmp_path, "abc", 5) as ledger:
-        assert list(ledger) == [(3, RECORDS), (0, [])]
+        assert list(ledger) == [(3, RECORDS), (0, [None])]
         assert [unit for unit in range(5) if ledger.done(unit)] == [0, 3]
         assert ledger.records(3) == RECORDS
     with Ledger.read(tmp_path) as ledger:
@@ -44,7 +44,7 @@ def test_it_can_be_read_by_eye(tmp_path: Path) -> None:
         ledger.add(17, RECORDS)
         ledger.forget([17])
     assert text(tmp_path).splitlines() == [
-        b'{"ledger": 1, "fingerprint": "abc", "units": 20}',
+        b'{"ledger": 2, "fingerprint": "abc", "units": 20}',
         b"17 52310:9a3b01fe - 1:00000000",
         b"17 !",
     ]
@@ -84,8 +84,8 @@ def test_nothing_of_a_torn_line_stays_behind_a_shorter_one(tmp_path: Path) -> No
     whole = text(tmp_path)
     (tmp_path / "ledger.txt").write_bytes(whole + b"3 1000:00000001 2 -")
     with Ledger.open(tmp_path, "abc", 4) as ledger:
-        ledger.add(0, [])
-    assert text(tmp_path) == whole + b"0\n"
+        ledger.add(0, [None])
+    assert text(tmp_path) == whole + b"0 -\n"
 
 
 @settings(deadline=None, max_examples=60)
@@ -110,7 +110,7 @@ def test_rubbish_in_it_never_makes_a_unit_done(
         assert ledger.records(9) == RECORDS
 
 
-@pytest.mark.parametrize("line", ["5 12:0000000", "-1 -", "99 -", "3 1:2:3", "3 x:1", "3 12", "x -", ""])
+@pytest.mark.parametrize("line", ["5 12:0000000", "-1 -", "99 -", "3 1:2:3", "3 x:1", "3 12", "3 12:0", "3", "x -", ""])
 def test_lines_that_make_no_sense_are_passed_over(line: str, tmp_path: Path) -> None:
     with Ledger.open(tmp_path, "abc", 5) as ledger:
         ledger.add(2, RECORDS)
@@ -138,6 +138,13 @@ def test_another_file_in_its_place_is_refused(tmp_path: Path) -> None:
     assert text(tmp_path) == b"my shopping list\nmilk\n"
     with pytest.raises(LedgerError, match="no ledger"):
         Ledger.read(tmp_path / "elsewhere")
+
+
+def test_one_of_an_older_version_whose_checksums_are_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ledger.txt").write_text('{"ledger": 1, "fingerprint": "abc", "units": 5}\n3 52310:9a3b01fe\n')
+    for look in (lambda: Ledger.open(tmp_path, "abc", 5), lambda: Ledger.read(tmp_path)):
+        with pytest.raises(LedgerError, match="not a ledger of this version: use --overwrite"):
+            look()
 
 
 OPENER = """
@@ -258,7 +265,7 @@ def test_a_unit_of_many_shards(tmp_path: Path) -> None:
 
 def test_a_million_units_take_little_memory(tmp_path: Path) -> None:
     units = 1_000_000
-    header = json.dumps({"ledger": 1, "fingerprint": "abc", "units": units})
+    header = json.dumps({"ledger": 2, "fingerprint": "abc", "units": units})
     with open(tmp_path / "ledger.txt", "w") as file:
         file.write(header + "\n")
         file.writelines(f"{unit} {unit + 1000}:{unit:08x}\n" for unit in range(0, units, 50))

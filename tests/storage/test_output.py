@@ -191,6 +191,18 @@ def test_damage_is_found(damage: str, tmp_path: Path) -> None:
     assert output.check(0, whole(layout), records) == ([] if damage == "changed" else ["0/c/0/1"])
 
 
+def test_shards_of_equal_length_in_each_others_place_are_found(tmp_path: Path) -> None:
+    layout = build_layout("yx", "uint8", (8, 16), (8, 8), whole=True)
+    output = create(tmp_path / "a.zarr", layout, attributes={})
+    records = output.write(0, whole(layout), np.repeat(np.uint8([[1, 2]]), 8, 1).repeat(8, 0))
+    first, second = (tmp_path / "a.zarr/0/c/0" / name for name in "01")
+    assert first.stat().st_size == second.stat().st_size
+    first.rename(tmp_path / "kept")
+    second.rename(first)
+    (tmp_path / "kept").rename(second)
+    assert output.checksum(0, whole(layout), records) == ["0/c/0/0", "0/c/0/1"]
+
+
 def test_a_region_that_is_no_whole_number_of_shards_is_refused(tmp_path: Path) -> None:
     layout = build_layout("yx", "uint8", (20, 20), (8, 8), whole=True)
     output = create(tmp_path / "a.zarr", layout, attributes={})
@@ -338,6 +350,17 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) ->
         signal.signal(signal.SIGXFSZ, ignored)
     assert {p.name for p in (tmp_path / "a.zarr/0").rglob("*")} == {"zarr.json", "c", "0"}
     assert output.write(0, whole(layout), pixels) != [None]
+
+
+def test_a_folder_in_a_shards_place_is_named(tmp_path: Path) -> None:
+    layout = build_layout("yx", "uint8", (8, 8), (8, 8), whole=True)
+    output = create(tmp_path / "a.zarr", layout, attributes={})
+    records = output.write(0, whole(layout), np.ones((8, 8), np.uint8))
+    (tmp_path / "a.zarr/0/c/0/0").unlink()
+    (tmp_path / "a.zarr/0/c/0/0").mkdir()
+    assert output.checksum(0, whole(layout), records) == ["0/c/0/0"]
+    with pytest.raises(OutputError, match=r"cannot write .*a\.zarr/0/c/0/0: Is a directory"):
+        output.write(0, whole(layout), np.ones((8, 8), np.uint8))
 
 
 def test_a_place_that_takes_no_files_is_named(tmp_path: Path) -> None:

@@ -74,4 +74,11 @@ def test_only_the_pixels_decide(shape: tuple[int, int], dtype: str) -> None:
 
 
 def test_the_checksum_is_that_of_all_bytes() -> None:
-    assert length_and_checksum([b"1234", b"56789"]) == (9, 0xE3069283)
+    assert length_and_checksum([b"1234", b"56789"]) == (9, 0xCBF43926)
+
+
+def test_shards_of_other_pixels_and_equal_length_have_other_checksums() -> None:
+    """Each piece ends with its own crc32c, after which a crc32c over all of them would tell nothing but lengths."""
+    shards = [encode(np.full((8, 8), value, np.uint8), (8, 8), (4, 4), ZERO) for value in range(1, 40)]
+    records = [length_and_checksum(shard) for shard in shards if shard is not None]
+    assert len({length for length, _ in records}) == 1 and len(set(records)) == 39
