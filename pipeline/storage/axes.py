@@ -46,6 +46,8 @@ def given_axes(axes: str, shape: tuple[int, ...], what: str) -> str:
 
 def unnamed_axes(shape: tuple[int, ...], channels: int | None, what: str) -> str:
     """(y, x), (c, y, x) or (c, z, y, x). Raises ValueError where channels, if known, lie last instead."""
+    if len(shape) < 2:
+        raise ValueError(f"{what} has shape {shape}: an image has 2 dimensions at least")
     if len(shape) not in UNNAMED:
         raise ValueError(f"{what} has shape {shape}: name its {len(shape)} axes with --axes, for example TCZYX")
     if channels is not None and len(shape) > 2 and shape[0] != channels and shape[-1] == channels:
