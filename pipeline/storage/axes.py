@@ -71,17 +71,17 @@ class Arrangement:
     """Axes of which one position is taken."""
 
     @classmethod
-    def of(cls, axes: str, shape: tuple[int, ...], time: int = 0) -> Arrangement:
+    def of(cls, axes: str, shape: tuple[int, ...], time: int = 0, what: str = "the image") -> Arrangement:
         """Y and X as they are; C and S are channels; T is opened at one time; all else is planes.
 
         Raises ValueError for axes without Y and X, or a size of 0.
         """
         if "Y" not in axes or "X" not in axes or axes.count("Y") > 1 or axes.count("X") > 1:
             raise ValueError(
-                f"unsupported axes {axes!r} of shape {shape}: an image needs Y and X (name them with --axes)"
+                f"{what}: unsupported axes {axes!r} of shape {shape}: an image needs Y and X (name them with --axes)"
             )
         if 0 in shape:
-            raise ValueError(f"the image is empty: shape {shape}, axes {axes!r}")
+            raise ValueError(f"{what} is empty: shape {shape}, axes {axes!r}")
         roles: dict[str, list[int]] = {"C": [], "Z": [], "Y": [], "X": []}
         fixed = {}
         for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):

@@ -149,7 +149,7 @@ class ZarrSource:
         if len(names) != len(shape):
             raise ValueError(f"{what}: axes {names} do not fit shape {shape}")
         self.dtype = native(np.dtype(array.dtype), what)
-        self.arrangement = Arrangement.of(names, shape, time)
+        self.arrangement = Arrangement.of(names, shape, time, what)
         self.shape = self.arrangement.shape4
         c, z, y, x = self.arrangement.chunk4(array.chunks)
         self.chunk: Index = (c, z, y * -(-SMALLEST // y), x * -(-SMALLEST // x))

@@ -139,3 +139,10 @@ def test_a_scale_that_is_no_size_is_left_out(scale: list[float], tmp_path: Path)
     datasets = [{"path": "0", "coordinateTransformations": transforms}]
     group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
     assert open_image(tmp_path / "i.zarr").pixel_size is None
+
+
+@pytest.mark.parametrize(("shape", "said"), [((3, 0, 5), "is empty"), ((5,), "has shape .*2 dimensions at least")])
+def test_what_is_no_picture_is_told_with_its_name(shape: tuple[int, ...], said: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(shape))
+    with pytest.raises(ValueError, match=rf"a\.npy {said}"):
+        open_image(tmp_path / "a.npy")
