@@ -8,13 +8,16 @@ import faulthandler
 import gc
 import io
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
+
+from pipeline.printing import outlive_the_log
 
 LOG_EVERY = 10.0
 GRACE = 30.0
@@ -35,6 +38,10 @@ _replaces = False
 class Parser(argparse.ArgumentParser):
     """Argument errors are one line and status 2."""
 
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._negative_number_matcher = re.compile(r"-[\d.]")  # -1,-2 and -1GB are values too, and never options
+
     def error(self, message: str) -> NoReturn:
         print(f"{self.prog}: {message} (see --help)", file=sys.stderr)
         raise SystemExit(2)
@@ -44,9 +51,11 @@ def run(main: Callable[[], int]) -> NoReturn:
     """Run a command: 2 for what the user can mend, 1 for the rest, 130 and 143 after SIGINT and SIGTERM."""
     global _again, _replaces
     _again, _replaces = None, False
+    outlive_the_log()
 
     def ended(*_: Any) -> NoReturn:
-        os.write(2, f"ended{_continues()}\n".encode())
+        with suppress(OSError):
+            os.write(2, f"ended{_continues()}\n".encode())
         faulthandler.dump_traceback_later(GRACE, exit=True)  # what is interrupted anywhere may be held up anywhere
         raise SystemExit(143)
 
@@ -59,6 +68,7 @@ def run(main: Callable[[], int]) -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files are bytes, of any kind
     try:
+        _check_working_directory()
         status = main()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -78,6 +88,14 @@ def run(main: Callable[[], int]) -> NoReturn:
         status = 1
     sys.stdout.flush()
     raise SystemExit(status)
+
+
+def _check_working_directory() -> None:
+    """Raises ValueError where it was removed: libraries would be looked for in it, and not be found."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ValueError(f"the working directory: {error.strerror}: change to one that is there") from None
 
 
 def resumable(overwrite: bool = False) -> None:

@@ -103,7 +103,7 @@ def fitting(grid: Grid, cuts: Sequence[Sequence[int]], array: Any, analysis: Ana
         halves = [max(a, n // 2 // a * a) for n, a in zip(core, alignment, strict=True)]
         if halves == core:
             raise ValueError(
-                f"a memory of {options.memory / 1e6:.0f} MB is too little for this network: the smallest task needs "
+                f"a memory of {options.memory / 1e6:g} MB is too little for this network: the smallest task needs "
                 f"{need / 1e6 + 1:.0f} MB; give memory='{need / 1e6 + 1:.0f}MB' or more"
             )
         larger = 0 if halves[0] != core[0] and (core[0] >= core[1] or halves[1] == core[1]) else 1

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from pipeline import infer
 from pipeline.commands import NEEDED
 from pipeline.engines.units import THREADS
 from tests import warm
@@ -142,3 +143,73 @@ def test_what_is_known_as_needed_are_the_dependencies() -> None:
     owners = packages_distributions()
     known = {owner.lower() for name in NEEDED for owner in owners.get(name, [])}
     assert {name for name, conditional in wanted.items() if not conditional} <= known <= set(wanted)
+
+
+PRINTS = """
+import logging, sys
+from types import SimpleNamespace
+from pipeline import commands
+def main():
+    with commands.progress("o.zarr") as report:
+        report(SimpleNamespace(done=1, tried=1, tiles=4, pixels=10, seconds=1.0, left=3.0, failed=0, lost=0))
+    logging.warning("noted")
+    print("over", flush=True)
+    if sys.argv[1] == "2":
+        raise ValueError("the image is bad")
+    return int(sys.argv[1])
+commands.run(main)
+"""
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-", ">/dev/full", ">&-", "<&- >&- 2>&-", "2>&1 | true"])
+def test_what_cannot_be_printed_neither_ends_a_command_nor_changes_its_status(where: str) -> None:
+    script = f"set -o pipefail; {sys.executable} -c '{PRINTS}' $0 {where}"
+    ran = [subprocess.run(["bash", "-c", script, str(n)], capture_output=True, text=True, timeout=60) for n in (0, 2)]
+    assert [done.returncode for done in ran] == [0, 2]
+    assert not any("Traceback" in done.stderr for done in ran)
+    if where == ">/dev/full":
+        assert "stdout takes no more: No space left on device\n" in ran[0].stderr
+
+
+WORKS = """
+import sys
+from pipeline import commands
+from pipeline.engines import local
+from pipeline.engines.template import early_template
+def main():
+    done = list(local.run(lambda: abs, [[-1, -2]], workers=1, own_process=True, template=early_template([])))
+    return len(done) - 2
+if sys.argv[1] == "command":
+    commands.run(main)
+print(main())
+"""
+
+
+@pytest.mark.parametrize("way", ["command", "from Python"])
+def test_workers_start_where_stdin_is_closed(way: str) -> None:
+    script = f"{sys.executable} -c '{WORKS}' '{way}' <&-"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "" if way == "command" else "0\n", "")
+
+
+def test_a_working_directory_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    script = f"mkdir gone && cd gone && rmdir ../gone && {sys.executable} -m pipeline.infer {tmp_path}/a.tif"
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: the working directory: No such file or directory: change to one that is there\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--mean", "-1,-2,-3"], (-1.0, -2.0, -3.0)),
+        (["--mean", "-.5"], (-0.5,)),
+        (["--tile", "-64,-64"], (-64, -64)),
+        (["--memory", "-1GB"], "-1GB"),
+    ],
+)
+def test_a_value_may_begin_with_a_minus(words: list[str], found: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["infer", "a.tif", *words])
+    assert infer.parse() == {"images": ["a.tif"], words[0][2:]: found}

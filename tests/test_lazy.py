@@ -147,7 +147,7 @@ def test_tile_and_memory_decide_the_chunks_of_the_result() -> None:
     large = da.zeros((2, 4096, 4096), chunks=(2, 4096, 4096), dtype=np.uint8)
     found = pipeline.predict_lazy(large, plain(), memory="400MB")
     assert found.chunks == ((2,), (2048,) * 2, (2048,) * 2)
-    with pytest.raises(ValueError, match=r"memory of 0 MB is too little.*give memory='\d+MB'"):
+    with pytest.raises(ValueError, match=r"memory of 0.001 MB is too little.*give memory='\d+MB'"):
         pipeline.predict_lazy(large, plain(), memory="1kB")
 
 

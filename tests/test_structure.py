@@ -65,7 +65,8 @@ ARROWS = {
         *PARTS,
     },
     "": {"api", "keywords", "training_run", "storage", "network", "tiling"},
-    "commands": {"api"},
+    "printing": set[str](),
+    "commands": {"api", "printing"},
     "command": {"", "api", "config", "training_job", "jobfile", "commands"},
     "jobs": {"", "api", "config", "training_job", "jobfile", "commands"},
 }

@@ -7,6 +7,7 @@ then, which a fork would lose. The template is a fork of it from before, or a pr
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import signal
@@ -111,6 +112,14 @@ def flush() -> None:
             stream.flush()
 
 
+def above_standard(file: int) -> int:
+    """The same open file under a number that is none of stdin's, stdout's and stderr's, which may be closed here."""
+    try:
+        return fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(file)
+
+
 class Fork:
     """A fork of this process that runs a function and ends; it is ended, and waited for, as a program is."""
 
@@ -161,15 +170,16 @@ class Template:
 
     def begin(self, *, forked: bool = False) -> None:
         """Starts it: as a program that imports everything anew, or as a fork of the caller as it is now."""
-        lifeline, self.hold = os.pipe()
-        here, there = socket.socketpair()
+        reading, self.hold = os.pipe()
+        here, socket_there = socket.socketpair()
         self.connection = Connection(here.detach())
+        there, lifeline = above_standard(socket_there.detach()), above_standard(reading)
         # Blocked until they are seen to there: Ctrl-C would print a traceback, and a fork has the caller's handlers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
         try:
-            self.process = (self._fork if forked else self._program)(there.fileno(), lifeline)
+            self.process = (self._fork if forked else self._program)(there, lifeline)
         finally:
-            there.close()
+            os.close(there)
             os.close(lifeline)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         path = [os.path.abspath(entry) if entry == "" else entry for entry in sys.path]

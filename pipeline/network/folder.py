@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from pipeline.network.builtin import build
 from pipeline.network.names import CARD
-from pipeline.network.normalise import check_normalisation
+from pipeline.network.normalise import Normalisation, check_normalisation
 
 WEIGHTS = "weights.safetensors"
 
@@ -32,6 +33,7 @@ def read_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         if not isinstance(given := card.get("normalise") or {}, dict):
             raise ValueError(f"normalise is {given!r}: it must be an object")
         normalise = check_normalisation(given, arguments.get("channels", 3))
+        _check_weights(_outline(str(card.get("architecture")), arguments, normalise), folder / WEIGHTS)
         module = build(str(card.get("architecture")), arguments, normalise)
         _load_weights(module, folder / WEIGHTS)
         _check_counts(card, module)
@@ -72,22 +74,35 @@ def _read_card(path: Path) -> dict[str, Any]:
     return card
 
 
-def _load_weights(module: nn.Module, path: Path) -> None:
+def _outline(architecture: str, arguments: dict[str, Any], normalise: Normalisation) -> nn.Module:
+    """The network without memory for its weights, however large the card says they are."""
+    try:
+        with torch.device("meta"):
+            return build(architecture, arguments, normalise)
+    except (RuntimeError, TypeError, OverflowError):
+        raise ValueError(f"arguments {arguments!r}: they describe a network that is too large") from None
+
+
+def _check_weights(outline: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent}: the network folder has no {path.name}")
     try:
-        weights = load_file(path)
+        with safe_open(path, "pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path.name} is damaged: {error}") from None
-    expected = module.state_dict()
-    if missing := next((key for key in expected if key not in weights), None):
+    expected = {key: tuple(tensor.shape) for key, tensor in outline.state_dict().items()}
+    if missing := next((key for key in expected if key not in shapes), None):
         raise ValueError(f"{path.name} lacks {missing!r}, which the architecture has")
-    for key, tensor in weights.items():
+    for key, shape in shapes.items():
         if key not in expected:
             raise ValueError(f"{path.name} has {key!r}, which the architecture lacks")
-        if tensor.shape != expected[key].shape:
-            shapes = f"{tuple(tensor.shape)}, but the architecture wants {tuple(expected[key].shape)}"
-            raise ValueError(f"{path.name}: {key!r} has shape {shapes}")
+        if shape != expected[key]:
+            raise ValueError(f"{path.name}: {key!r} has shape {shape}, but the architecture wants {expected[key]}")
+
+
+def _load_weights(module: nn.Module, path: Path) -> None:
+    weights = load_file(path)
     if any(_is_double(tensor) for tensor in weights.values()):
         module.double()
     module.load_state_dict(weights)

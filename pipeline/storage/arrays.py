@@ -38,7 +38,7 @@ class ArraySource:
         self.array = array
         self.size = size
         self.dtype = native(array.dtype, what)
-        self.arrangement = Arrangement.of(axes, array.shape, time)
+        self.arrangement = Arrangement.of(axes, array.shape, time, what)
         self.shape = self.arrangement.shape4
         c, _, y, x = self.shape
         self.chunk: Index = (c, 1, min(y, STRIDE), min(x, STRIDE))

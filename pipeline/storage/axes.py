@@ -46,6 +46,8 @@ def given_axes(axes: str, shape: tuple[int, ...], what: str) -> str:
 
 def unnamed_axes(shape: tuple[int, ...], channels: int | None, what: str) -> str:
     """(y, x), (c, y, x) or (c, z, y, x). Raises ValueError where channels, if known, lie last instead."""
+    if len(shape) < 2:
+        raise ValueError(f"{what} has shape {shape}: an image has 2 dimensions at least")
     if len(shape) not in UNNAMED:
         raise ValueError(f"{what} has shape {shape}: name its {len(shape)} axes with --axes, for example TCZYX")
     if channels is not None and len(shape) > 2 and shape[0] != channels and shape[-1] == channels:
@@ -69,17 +71,17 @@ class Arrangement:
     """Axes of which one position is taken."""
 
     @classmethod
-    def of(cls, axes: str, shape: tuple[int, ...], time: int = 0) -> Arrangement:
+    def of(cls, axes: str, shape: tuple[int, ...], time: int = 0, what: str = "the image") -> Arrangement:
         """Y and X as they are; C and S are channels; T is opened at one time; all else is planes.
 
         Raises ValueError for axes without Y and X, or a size of 0.
         """
         if "Y" not in axes or "X" not in axes or axes.count("Y") > 1 or axes.count("X") > 1:
             raise ValueError(
-                f"unsupported axes {axes!r} of shape {shape}: an image needs Y and X (name them with --axes)"
+                f"{what}: unsupported axes {axes!r} of shape {shape}: an image needs Y and X (name them with --axes)"
             )
         if 0 in shape:
-            raise ValueError(f"the image is empty: shape {shape}, axes {axes!r}")
+            raise ValueError(f"{what} is empty: shape {shape}, axes {axes!r}")
         roles: dict[str, list[int]] = {"C": [], "Z": [], "Y": [], "X": []}
         fixed = {}
         for i, (axis, size) in enumerate(zip(axes, shape, strict=True)):

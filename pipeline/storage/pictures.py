@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,20 @@ def _jpeg_header(path: Path) -> tuple[tuple[int, int, int], np.dtype[np.generic]
             file.seek(length - 2, 1)
 
 
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")
+"""Of a JPEG file, what is neither pixels nor filling."""
+
+
+def _check_end(data: bytes) -> None:
+    """Raises ValueError for a JPEG file without its end, for which a decoder makes up the rows that are missing."""
+    at = 2
+    while found := MARKER.search(data, at):
+        if data[found.end() - 1] == 0xD9:
+            return
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
+    raise ValueError(f"it ends early, after {len(data)} bytes")
+
+
 class PictureSource:
     """A picture that is one chunk."""
 
@@ -86,6 +101,7 @@ class PictureSource:
             if self.form == "png":
                 pixels: np.ndarray = numbers(data) if self.labels else imagecodecs.png_decode(data)
             else:
+                _check_end(data)
                 pixels = imagecodecs.jpeg_decode(data)
         except Exception as error:  # a decoder of hostile bytes
             raise ImageReadError(f"{self.path}: cannot be decoded: {one_line(error)}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,9 @@ def _open(node: Any, path: str, axes: str | None, level: int, channels: int | No
     if len(arrays) == 1:
         return _open(node[arrays[0]], path, axes, level, channels, time)
     kind = "plate or well" if "plate" in inner or "well" in inner else "group"
-    raise ValueError(f"{path} is a Zarr {kind}, not an image: name one within it, of {sorted(node.keys())[:9]}")
+    within = sorted(node.keys())[:9]
+    what = f"name one within it, of {within}" if within else "it is empty"
+    raise ValueError(f"{path} is a Zarr {kind}, not an image: {what}")
 
 
 def _named(array: Any) -> str | None:
@@ -77,6 +80,8 @@ class Multiscale:
 
     def __init__(self, group: Any, attributes: dict[str, Any], path: str) -> None:
         self.group, self.path = group, path
+        if not attributes["multiscales"]:
+            raise ValueError(f"{path}: its metadata names no image")
         self.image = attributes["multiscales"][0]
         self.omero = attributes.get("omero") or {}
         self.datasets = self.image["datasets"]
@@ -90,6 +95,8 @@ class Multiscale:
         return by_type.get(axis.get("type", ""), letters([axis["name"]]))
 
     def open(self, axes: str | None, level: int, channels: int | None, time: int) -> ZarrSource:
+        if not self.datasets:
+            raise ValueError(f"{self.path}: its metadata names no levels")
         if not 0 <= level < len(self.datasets):
             raise ValueError(f"{self.path} has levels 0 to {len(self.datasets) - 1}: level {level} is not among them")
         arrays = [self.group[d["path"]] for d in self.datasets]
@@ -120,6 +127,8 @@ class Multiscale:
                 scale = transform.get("scale")
                 if transform.get("type") == "scale" and isinstance(scale, list) and len(scale) == len(self.axes):
                     result = [float(a) * float(b) for a, b in zip(result or [1.0] * len(scale), scale, strict=True)]
+        if result and not all(math.isfinite(size) and size > 0 for size in result):
+            return None  # damage, which is no size
         return result
 
 
@@ -138,7 +147,7 @@ class ZarrSource:
         if len(names) != len(shape):
             raise ValueError(f"{what}: axes {names} do not fit shape {shape}")
         self.dtype = native(np.dtype(array.dtype), what)
-        self.arrangement = Arrangement.of(names, shape, time)
+        self.arrangement = Arrangement.of(names, shape, time, what)
         self.shape = self.arrangement.shape4
         c, z, y, x = self.arrangement.chunk4(array.chunks)
         self.chunk: Index = (c, z, y * -(-SMALLEST // y), x * -(-SMALLEST // x))

@@ -209,7 +209,7 @@ def choose_core(
 def too_little(memory: int, least: int, what: str) -> ValueError:
     """The error that names the least memory, in bytes, that would do."""
     return ValueError(
-        f"a memory of {memory / 1e6:.0f} MB is too little for {what}: the smallest tile "
+        f"a memory of {memory / 1e6:g} MB is too little for {what}: the smallest tile "
         f"needs {least / 1e6 + 1:.0f} MB; give --memory {least / 1e6 + 1:.0f}MB or more"
     )
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.network.builtin import build, build_untrained
-from pipeline.network.folder import save_network
+from pipeline.network.folder import read_folder, save_network
 from pipeline.network.loading import load_network
 
 ARGUMENTS = {"base": 4, "depth": 1, "channels": 3, "classes": 2}
@@ -111,3 +111,10 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"no {name}"):
         load_network(tmp_path)
+
+
+@pytest.mark.parametrize("changed", [{"depth": 16, "base": 100000}, {"depth": 10000}])
+def test_a_card_of_a_network_beyond_all_memory_is_one_line(changed: dict[str, int], tmp_path: Path) -> None:
+    save_network(tmp_path, "unet", {"base": 4, "depth": 2} | changed, build("unet", {"base": 4, "depth": 2}))
+    with pytest.raises(ValueError, match=r"weights.safetensors|too large"):
+        read_folder(tmp_path)

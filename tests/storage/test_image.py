@@ -88,7 +88,7 @@ def test_channels_last_are_told_only_where_the_network_says_so() -> None:
         (np.zeros((4, 5), np.longdouble), {}, "float128, which Zarr cannot store: convert it to float64"),
         (np.zeros((4, 5), np.clongdouble), {}, "complex256, which Zarr cannot store: convert it to complex128"),
         (np.zeros((0, 5)), {}, "empty"),
-        (np.zeros(5), {}, "--axes"),
+        (np.zeros(5), {}, "2 dimensions"),
         (np.zeros((1, 1, 1, 2, 3)), {}, "--axes"),
         (np.zeros((4, 5)), {"axes": "CYX"}, "names 3 axes"),
         (np.zeros((4, 5, 6)), {"axes": "YYX"}, "once"),

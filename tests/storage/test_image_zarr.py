@@ -152,3 +152,33 @@ def test_jpeg_and_damaged_pictures(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png[: len(png) // 2])
     with pytest.raises(ImageReadError, match=r"a\.png"):
         open_image(tmp_path / "a.png").read(Region.of(0, 5, 0, 5))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_ends_early_is_not_made_up(progressive: bool, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Pillow.fromarray(pixels).save(tmp_path / "a.jpg", progressive=progressive)
+    whole = (tmp_path / "a.jpg").read_bytes()
+    assert open_image(tmp_path / "a.jpg").dask.compute().shape == (3, 64, 64)
+    for cut in (len(whole) // 2, len(whole) - 3):
+        (tmp_path / "cut.jpg").write_bytes(whole[:cut])
+        with pytest.raises(ImageReadError, match=rf"cut.jpg: cannot be decoded: it ends early, after {cut} bytes"):
+            open_image(tmp_path / "cut.jpg").dask.compute()
+
+
+@pytest.mark.parametrize("scale", [[1.0, float("nan"), 1.0], [1.0, 0.0, -1.0]])
+def test_a_scale_that_is_no_size_is_left_out(scale: list[float], tmp_path: Path) -> None:
+    group = zarr.open_group(tmp_path / "i.zarr", mode="w")
+    group.create_array("0", data=np.zeros((3, 8, 8), np.uint8))
+    axes = [{"name": n, "type": "space", "unit": "micrometer"} for n in "zyx"]
+    transforms = [{"type": "scale", "scale": scale}]
+    datasets = [{"path": "0", "coordinateTransformations": transforms}]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    assert open_image(tmp_path / "i.zarr").pixel_size is None
+
+
+@pytest.mark.parametrize(("shape", "said"), [((3, 0, 5), "is empty"), ((5,), "has shape .*2 dimensions at least")])
+def test_what_is_no_picture_is_told_with_its_name(shape: tuple[int, ...], said: str, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros(shape))
+    with pytest.raises(ValueError, match=rf"a\.npy {said}"):
+        open_image(tmp_path / "a.npy")
