@@ -101,13 +101,6 @@ class Options(Settings):
             raise ValueError(f"is for {other} {wanted}, not {found or 'exact'}")
         return value
 
-    @field_validator("scheduler")
-    @classmethod
-    def _has_workers(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and info.data.get("workers") is not None:
-            raise ValueError(f"has workers of its own, all of which are used: leave out workers={info.data['workers']}")
-        return value
-
 
 def options(**given: Any) -> Options:
     """Validated options. Raises ValueError of one line that names the option, its value and what is wrong."""

@@ -413,10 +413,6 @@ def test_a_copy_takes_no_option_that_would_change_its_pixels(image: Path, tmp_pa
         ({"address": "10.0.0.1:6379"}, "address=10.0.0.1:6379: is for engine ray, not local"),
         ({"worker_gpus": 1}, "worker_gpus=1: is for engine ray, not local"),
         ({"worker_cpus": 2, "engine": "dask"}, "worker_cpus=2: is for engine ray, not dask"),
-        (
-            {"engine": "dask", "scheduler": "tcp://a:1", "workers": 2},
-            "scheduler=tcp://a:1: has workers of its own, all of which are used: leave out workers=2",
-        ),
         ({"window": 64}, "window=64: is for mode blend, not exact"),
         ({"window": 64, "mode": "exact"}, "window=64: is for mode blend, not exact"),
     ],
