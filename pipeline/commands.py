@@ -138,6 +138,7 @@ def progress(label: str) -> Iterator[Callable[[Any], None]]:
 
         yield log
         return
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     with Progress(
@@ -145,6 +146,7 @@ def progress(label: str) -> Iterator[Callable[[Any], None]]:
         BarColumn(),
         TextColumn("{task.fields[text]}", markup=False),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
     ) as bar:
         task = bar.add_task(label, total=None, text="")
 
