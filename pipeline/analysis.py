@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from pipeline.network.memory import forward_bytes, give_back
 from pipeline.network.prepare import copied_module
 from pipeline.network.program import Program
 from pipeline.network.receptive_field import Found, followed, receptive_field
-from pipeline.network.sizes import differs_at, least_size
+from pipeline.network.sizes import differences, least_size
 from pipeline.network.streaming import Stream, deviation, program_of
 from pipeline.network.streaming import needs as passing
 from pipeline.storage.image import Image
@@ -74,7 +74,9 @@ class Analysis:
         shared = copied_module(network.module, share=True)  # it may keep what it made for an image
         found = followed(shared, channels)
         self.field = self._with_least(self._field(shared, found))
-        self._differs = cache(partial(differs_at, shared, channels, found, self.field))
+        self._differences = partial(differences, shared, channels, found, self.field)
+        self._same: set[tuple[int, int]] = set()
+        """Sizes on which it was seen to do the same."""
         self.classes = self._classes()
         self._tuned: dict[int, int] = {}
         """Rows of a band by the read's columns, where they were measured."""
@@ -83,13 +85,20 @@ class Analysis:
         give_back()
 
     def check_same(self, *sizes: tuple[int, int]) -> None:
-        """Raises ValueError where the network does not do the same on images of these sizes as on all others."""
-        for size in sizes if self.options.mode != "blend" and self.options.reach is None else ():
-            if differs := self._differs(size):
-                raise ValueError(
-                    f"network {self.network.name} is not local, so no tiling can equal its whole-image pass: {differs} "
-                    "(--mode blend gives an approximation)"
-                )
+        """Raises ValueError where the network does not do the same on images of these sizes as on all others.
+
+        Other operations may do the same: where the recorded ones give what it gives there, they do.
+        """
+        if self.options.mode == "blend" or self.options.reach is not None:
+            return
+        for size in set(sizes) - self._same:
+            for part, what in self._differences(size):
+                if self.program is None or self._deviation(self.program, part) > TOLERANCE["float32"]:
+                    raise ValueError(
+                        f"network {self.network.name} is not local, so no tiling can equal its whole-image pass: "
+                        f"{what} (--mode blend gives an approximation)"
+                    )
+            self._same.add(size)
 
     def _field(self, module: nn.Module, found: Found) -> ReceptiveField:
         if self.options.reach is not None and not found.analysis.unknown:
@@ -161,8 +170,8 @@ class Analysis:
                 return program, folded, ""
         return None, False, f"bands round otherwise, by {off:.1g} of the largest logit"
 
-    def _deviation(self, program: Program) -> float:
-        rows, columns = (max(PROBE, least) for least in self.field.least)
+    def _deviation(self, program: Program, size: tuple[int, int] | None = None) -> float:
+        rows, columns = size or [max(PROBE, least) for least in self.field.least]
         size = self.field.extended(rows, columns)
         band = self.field.extended(PROBE_BAND, 1)[0]
         with one_thread():  # as workers have: the caller's number of them is no part of the plan, which this decides

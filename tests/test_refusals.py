@@ -99,8 +99,8 @@ SIZED: dict[str, tuple[nn.Module, tuple[int, int]]] = {
     "wide": (BySize(lambda y, x: 2 if x > 160 else 1), (150, 170)),
     "wider than what is recorded in whole": (BySize(lambda y, x: 2 if x > 1000 else 1), (120, 1100)),
     "higher than that": (BySize(lambda y, x: 2 if y > 1000 else 1), (1100, 120)),
-    "upright": (BySize(lambda y, x: torch.ones(2, 1, 1) if y > x else 1), (170, 150)),
-    "square": (BySize(lambda y, x: torch.ones(2, 1, 1) if x == y else 1), (150, 150)),
+    "upright": (BySize(lambda y, x: torch.full((2, 1, 1), 2.0) if y > x else 1), (170, 150)),
+    "square": (BySize(lambda y, x: torch.full((2, 1, 1), 2.0) if x == y else 1), (150, 150)),
     "dark on the right": (BySize(lambda y, x: torch.arange(x) < 140), (150, 170)),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -117,8 +118,15 @@ def infer_channels(module: nn.Module) -> int | None:
             first = part.in_channels
             shuffled = [first // n**2 for n in (2, 3, 4) if first % n**2 == 0]
             others = dict.fromkeys([first, *shuffled, 3, 1, 4, 2])
-            return next((n for n in others if try_shapes(module, n) is not None), first)
+            return next((n for n in others if _runs(module, n)), first)
     return None
+
+
+def _runs(module: nn.Module, channels: int) -> bool:
+    try:
+        return try_shapes(module, channels) is not None
+    except ChangesItself:  # which is said, or made good, later
+        return True
 
 
 def prepare(
@@ -126,9 +134,15 @@ def prepare(
 ) -> tuple[nn.Module, int | None]:
     """The module with that normalisation and output, and the number of its classes where a trial tells.
 
-    Raises: ValueError where it returns several tensors and none of them is named.
+    Raises: ValueError where it returns several tensors and none of them is named, or changes itself each time.
     """
-    result = None if channels is None else try_shapes(module, channels)
+    try:
+        result = None if channels is None else try_shapes(module, channels)
+    except ChangesItself:  # once may be all, as where convolutions are made one: then a copy is what runs from now on
+        module = copied_module(module, share=False)
+        assert channels is not None
+        _settle(module, channels)
+        result = try_shapes(module, channels)
     if result is not None and not isinstance(result, Tensor):
         output = _choose(tensors_of(result), output)
         result = tensors_of(result)[output]
@@ -145,13 +159,22 @@ def try_shapes(module: nn.Module, channels: int) -> Any:
 
     Raises: ValueError where it changes itself.
     """
+    module = copied_module(module, share=True)  # a network may keep what it made for the last image
+    return _tried(module, channels, Unchanged(module))
+
+
+def _settle(module: nn.Module, channels: int) -> None:
+    """Runs the network once, whatever it changes."""
+    _tried(module, channels, nullcontext())
+
+
+def _tried(module: nn.Module, channels: int, watch: AbstractContextManager[Any]) -> Any:
     held = (*module.parameters(), *module.buffers())
     like = next((tensor for tensor in held if tensor.is_floating_point()), torch.empty(0))
-    module = copied_module(module, share=True)  # a network may keep what it made for the last image
     for size in TRIAL_SIZES:
         image = torch.zeros(1, channels, size, size, dtype=like.dtype, device=like.device)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), Unchanged(module):
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), watch:
                 return module(image)
         except ChangesItself:
             raise

@@ -52,8 +52,10 @@ def least_size(module: nn.Module, channels: int, field: ReceptiveField) -> tuple
     return rows, columns
 
 
-def differs_at(module: nn.Module, channels: int, found: Found, field: ReceptiveField, size: tuple[int, int]) -> str:
-    """What the network does otherwise on an image of that size than where it was recorded; "" where it does the same.
+def differences(
+    module: nn.Module, channels: int, found: Found, field: ReceptiveField, size: tuple[int, int]
+) -> Iterator[tuple[tuple[int, int], str]]:
+    """Sizes on which the network does something else than where it was recorded, and what, for an image of that size.
 
     A large image is stood for by one as long and one as wide as it, up to LONG. Of one that is smaller than those
     recorded nothing is said, and nothing where the network fails on it.
@@ -67,10 +69,9 @@ def differs_at(module: nn.Module, channels: int, found: Found, field: ReceptiveF
         except CaptureError:
             continue
         if differs := same_operations(found.first, there):
-            return f"{differs}: on {part[0]} x {part[1]} pixels the network runs other operations than on others"
-        if names := analyse(found.first, there).not_local:
-            return f"{'; '.join(names)} (seen on {part[0]} x {part[1]} pixels)"
-    return ""
+            yield part, f"{differs}: on {part[0]} x {part[1]} pixels the network runs other operations than on others"
+        elif names := analyse(found.first, there).not_local:
+            yield part, f"{'; '.join(names)} (seen on {part[0]} x {part[1]} pixels)"
 
 
 def _standing_for(field: ReceptiveField, size: tuple[int, int], least: int) -> Iterator[tuple[int, int]]:

@@ -1,9 +1,10 @@
-"""Networks that change themselves while they run are found before anything has changed."""
+"""Networks that change themselves while they run are found, and are as they were afterwards."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,9 +14,9 @@ class ChangesItself(ValueError):
 
 
 class Unchanged(TorchDispatchMode):
-    """While open, no operation writes into what the module holds: one that is about to raises ChangesItself.
+    """While open, no operation changes what the module holds: one that does raises ChangesItself, and is undone.
 
-    Parts in training mode may: they keep count of what they see.
+    Writing what is there already is no change. Parts in training mode may change: they keep count of what they see.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -35,21 +36,29 @@ class Unchanged(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
-            for position, argument in enumerate(func._schema.arguments):
-                if argument.is_write:
-                    self.refuse(args[position] if position < len(args) else kwargs.get(argument.name))
-        return func(*args, **kwargs)
-
-    def refuse(self, written: Any) -> None:
-        """Raises ChangesItself where one of the tensors that are about to be written into is held."""
-        for tensor in written if isinstance(written, list | tuple) else [written]:
-            name = self.names.get(_memory(tensor)) if isinstance(tensor, Tensor) and tensor.numel() else None
-            if name is not None:
+        if not func._schema.is_mutable:
+            return func(*args, **kwargs)
+        held = []
+        for position, argument in enumerate(func._schema.arguments):
+            if argument.is_write:
+                held += self._held(args[position] if position < len(args) else kwargs.get(argument.name))
+        before = [tensor.clone() for tensor, _ in held]
+        result = func(*args, **kwargs)
+        for (tensor, name), was in zip(held, before, strict=True):
+            if not torch.equal(tensor, was):
+                for (other, _), old in zip(held, before, strict=True):
+                    other.copy_(old)
                 raise ChangesItself(
                     f"the network changes its {name} in forward, in eval mode too: what it makes of an image would "
                     "depend on those before it; leave that out where not self.training"
                 )
+        return result
+
+    def _held(self, written: Any) -> list[tuple[Tensor, str]]:
+        """Of what is written into, the tensors that the module holds, with their names."""
+        tensors = [t for t in (written if isinstance(written, list | tuple) else [written]) if isinstance(t, Tensor)]
+        named = [(tensor, self.names.get(_memory(tensor))) for tensor in tensors if tensor.numel()]
+        return [(tensor, name) for tensor, name in named if name is not None]
 
 
 def _memory(tensor: Tensor) -> int:

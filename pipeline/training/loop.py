@@ -113,7 +113,8 @@ def gradient(
         raise ValueError(f"step {step}: {next(problem for problem in group.gather(sums.problem) if problem)}")
     if not math.isfinite(loss := sums.value(task.loss) or 0.0):
         raise ValueError(f"step {step}: the loss is {loss}: lower optimizer.lr, or look at normalise")
-    if not all(bool(p.grad.isfinite().all()) for p in module.parameters() if p.grad is not None):
+    finite = [p.grad.isfinite().all() for p in module.parameters() if p.grad is not None]
+    if finite and not torch.stack(finite).all():  # asked once, as a GPU would be waited for each time
         raise ValueError(f"step {step}: the gradient is not finite, though the loss is: look for pixels beyond "
                          "float32, also where labels are ignored, or lower optimizer.lr")  # fmt: skip
     return sums

@@ -69,6 +69,31 @@ def test_a_network_that_changes_itself_is_refused_before_it_does(how: str, named
     assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
 
 
+class MadeOne(nn.Module):
+    """Two convolutions in a row, which are made one whenever it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.one = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 2, 1), nn.Conv2d(2, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        second = self.second.weight[:, :, 0, 0]
+        self.one.weight.data = torch.einsum("oi,ichw->ochw", second, self.first.weight)
+        self.one.bias.data.copy_(second @ self.first.bias + self.second.bias)
+        return self.one(x)
+
+
+def test_a_network_that_writes_the_same_each_time_runs_as_a_copy():
+    module = MadeOne().eval()
+    state = copy.deepcopy(module.state_dict())
+    network = load_network(module)
+    receptive_field(network.module, 2)
+    assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
+    image = torch.rand(1, 2, 20, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(network.module(image), module.second(module.first(image)))
+
+
 def test_a_network_in_training_mode_may_keep_count():
     module = nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2))
     receptive_field(module, 2)
