@@ -14,21 +14,25 @@ class ChangesItself(ValueError):
 
 
 class Unchanged(TorchDispatchMode):
-    """While open, no operation changes what the module holds: one that does raises ChangesItself, and is undone.
+    """Within it, a module runs that is to hold afterwards what it held before; where it does not, that is put back.
 
-    Writing what is there already is no change. Parts in training mode may change: they keep count of what they see.
+    Raises ChangesItself at the end then. To write what was there is no change, nor is what parts in training mode do:
+    they keep count of what they see.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.names: dict[int, str] = {}
-        """What is held, by its memory, which views of it share."""
+        self.held: dict[int, tuple[str, Tensor, Tensor]] = {}
+        """By its memory, which views of it share: the name, what is held, and the same in the memory that it had."""
+        self.before: dict[int, Tensor] = {}
+        """Copies of what was written into."""
         for path, part in module.named_modules():
             if not part.training:
                 for kind, held in ("parameter", part._parameters), ("buffer", part._buffers):
                     for name, tensor in held.items():
-                        if tensor is not None:
-                            self.names[_memory(tensor)] = f"{kind} {f'{path}.{name}'.removeprefix('.')}"
+                        if tensor is not None and tensor.numel():
+                            said = f"{kind} {f'{path}.{name}'.removeprefix('.')}"
+                            self.held[_memory(tensor)] = said, tensor, tensor.detach()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -36,29 +40,40 @@ class Unchanged(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not func._schema.is_mutable:
-            return func(*args, **kwargs)
-        held = []
-        for position, argument in enumerate(func._schema.arguments):
-            if argument.is_write:
-                held += self._held(args[position] if position < len(args) else kwargs.get(argument.name))
-        before = [tensor.clone() for tensor, _ in held]
-        result = func(*args, **kwargs)
-        for (tensor, name), was in zip(held, before, strict=True):
-            if not torch.equal(tensor, was):
-                for (other, _), old in zip(held, before, strict=True):
-                    other.copy_(old)
-                raise ChangesItself(
-                    f"the network changes its {name} in forward, in eval mode too: what it makes of an image would "
-                    "depend on those before it; leave that out where not self.training"
-                )
-        return result
+        if func._schema.is_mutable:
+            for position, argument in enumerate(func._schema.arguments):
+                if argument.is_write:
+                    self.note(args[position] if position < len(args) else kwargs.get(argument.name))
+        return func(*args, **kwargs)
 
-    def _held(self, written: Any) -> list[tuple[Tensor, str]]:
-        """Of what is written into, the tensors that the module holds, with their names."""
-        tensors = [t for t in (written if isinstance(written, list | tuple) else [written]) if isinstance(t, Tensor)]
-        named = [(tensor, self.names.get(_memory(tensor))) for tensor in tensors if tensor.numel()]
-        return [(tensor, name) for tensor, name in named if name is not None]
+    def note(self, written: Any) -> None:
+        """Copies what is held of the tensors that are about to be written into."""
+        for tensor in written if isinstance(written, list | tuple) else [written]:
+            memory = _memory(tensor) if isinstance(tensor, Tensor) else 0
+            if memory in self.held and memory not in self.before:
+                self.before[memory] = self.held[memory][2].clone()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
+        changed = [said for memory, (said, *_) in self.held.items() if self._put_back(memory)]
+        self.before.clear()
+        if changed and kind is None:
+            raise ChangesItself(
+                f"the network changes its {changed[0]} in forward, in eval mode too: what it makes of an image would "
+                "depend on those before it; leave that out where not self.training"
+            )
+
+    def _put_back(self, memory: int) -> bool:
+        """Whether what is held in that memory was another thing, and is no more."""
+        _, tensor, place = self.held[memory]
+        before = self.before.get(memory, place)
+        if before is place and _memory(tensor) == memory:
+            return False
+        changed = tensor.shape != before.shape or not torch.equal(tensor.detach(), before)
+        if before is not place:
+            place.copy_(before)
+        tensor.data = place
+        return changed
 
 
 def _memory(tensor: Tensor) -> int:

@@ -61,7 +61,7 @@ class Changing(nn.Module):
 @pytest.mark.parametrize(
     ("how", "named"), [("buffer", "buffer n"), ("part of a buffer", "buffer n"), ("weights", "parameter weight")]
 )
-def test_a_network_that_changes_itself_is_refused_before_it_does(how: str, named: str, seen: bool):
+def test_a_network_that_changes_itself_is_refused_and_is_as_it_was(how: str, named: str, seen: bool):
     module = nn.Sequential(Changing(how, seen)).eval()
     state = copy.deepcopy(module.state_dict())
     with pytest.raises(ValueError, match=f"^the network changes its {named.replace(' ', ' 0.')} in forward"):
