@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from pipeline.network.memory import forward_bytes, give_back
 from pipeline.network.prepare import copied_module
 from pipeline.network.program import Program
 from pipeline.network.receptive_field import Found, followed, receptive_field
-from pipeline.network.sizes import differences, least_size
+from pipeline.network.sizes import difference, least_size, standing_for
 from pipeline.network.streaming import Stream, deviation, program_of
 from pipeline.network.streaming import needs as passing
 from pipeline.storage.image import Image
@@ -74,9 +74,8 @@ class Analysis:
         shared = copied_module(network.module, share=True)  # it may keep what it made for an image
         found = followed(shared, channels)
         self.field = self._with_least(self._field(shared, found))
-        self._differences = partial(differences, shared, channels, found, self.field)
-        self._same: set[tuple[int, int]] = set()
-        """Sizes on which it was seen to do the same."""
+        self._standing_for = partial(standing_for, self.field, found)
+        self._difference = cache(partial(difference, shared, channels, found))
         self.classes = self._classes()
         self._tuned: dict[int, int] = {}
         """Rows of a band by the read's columns, where they were measured."""
@@ -91,14 +90,13 @@ class Analysis:
         """
         if self.options.mode == "blend" or self.options.reach is not None:
             return
-        for size in set(sizes) - self._same:
-            for part, what in self._differences(size):
-                if self.program is None or self._deviation(self.program, part) > TOLERANCE["float32"]:
-                    raise ValueError(
-                        f"network {self.network.name} is not local, so no tiling can equal its whole-image pass: "
-                        f"{what} (--mode blend gives an approximation)"
-                    )
-            self._same.add(size)
+        for part in dict.fromkeys(part for size in sizes for part in self._standing_for(size)):
+            what = self._difference(part)
+            if what and (self.program is None or self._deviation(self.program, part) > TOLERANCE["float32"]):
+                raise ValueError(
+                    f"network {self.network.name} is not local, so no tiling can equal its whole-image pass: {what} "
+                    "(--mode blend gives an approximation)"
+                )
 
     def _field(self, module: nn.Module, found: Found) -> ReceptiveField:
         if self.options.reach is not None and not found.analysis.unknown:

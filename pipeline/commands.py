@@ -6,7 +6,6 @@ import argparse
 import atexit
 import faulthandler
 import gc
-import io
 import os
 import re
 import signal
@@ -65,8 +64,6 @@ def run(main: Callable[[], int]) -> NoReturn:
     gc.set_threshold(100_000)
     atexit.register(gc.freeze)
     signal.signal(signal.SIGTERM, ended)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")  # names of files are bytes, of any kind
     try:
         _check_working_directory()
         status = main()
@@ -182,12 +179,12 @@ def _one(image: str, output: str, net: Any, verify: bool, given: dict[str, Any])
     from pipeline import api
 
     began = time.monotonic()
-    with progress(Path(output).name) as report:
-        try:
+    try:
+        with progress(Path(output).name) as report:
             result = api.predict(image, net, output, report=report, **given)
-        except api.TilesFailed as error:
-            print(f"{output}: unfinished after {time.monotonic() - began:.1f} s{_continues()}")
-            raise RuntimeError(str(error)) from error
+    except api.TilesFailed as error:
+        print(f"{output}: unfinished after {time.monotonic() - began:.1f} s{_continues()}")
+        raise RuntimeError(str(error)) from error
     plan = result.plan
     if result.resumed == plan.units:
         print(f"{output}: finished already, nothing to do")

@@ -35,7 +35,7 @@ def attributes(plan: Plan, image: Any, opened: Image, analysis: Analysis | None,
         "source": {
             "image": _source(image),
             "open": {"axes": asked.axes, "level": asked.level or 0},
-            "network": analysis.source if analysis else None,
+            "network": written(analysis.source) if analysis and analysis.source else None,
             "load": {"output": asked.key, "scale": asked.scale, "mean": asked.mean, "std": asked.std},
         },
         "versions": versions,

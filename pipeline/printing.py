@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -42,7 +43,18 @@ def _lossy(stream: TextIO | None, number: int) -> TextIO:
     """The same stream to all who print, but for what it raised."""
     raw = io.BufferedWriter(Lossy(number, "w", closefd=False))
     if not isinstance(stream, io.TextIOWrapper):
-        return io.TextIOWrapper(raw, "utf-8", "backslashreplace")
-    errors = "backslashreplace" if stream.errors == "strict" else stream.errors
+        return io.TextIOWrapper(raw, "utf-8", "printable")
+    errors = "printable" if stream.errors in ("strict", "surrogateescape") else stream.errors
     at_once = stream.line_buffering or stream.write_through
     return io.TextIOWrapper(raw, stream.encoding, errors, line_buffering=at_once)
+
+
+def _printable(error: UnicodeError) -> Any:
+    """The bytes of a file's name as they are; of what else the encoding cannot hold, its number."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+codecs.register_error("printable", _printable)

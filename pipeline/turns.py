@@ -27,7 +27,7 @@ MOST = 256
 """Images that are open at a time, at most: enough for the workers of a cluster, whose images may be of one tile."""
 FIRST = 16
 """Images that are begun before any worker is there."""
-ENOUGH = 1000
+ENOUGH = 4096
 """Tiles of the open images, from which on no other is begun until all levels of these are done. So few images are
 unfinished at a time, and the workers, of which each waits for others' last tiles once in so many, hardly ever wait."""
 SHARE = 4

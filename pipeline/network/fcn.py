@@ -82,7 +82,7 @@ def _upsample(classes: int, factor: int) -> nn.ConvTranspose2d:
     layer = nn.ConvTranspose2d(
         classes, classes, 2 * factor, stride=factor, padding=factor // 2, groups=classes, bias=False
     )
-    slope = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):  # on meta, where outlines are made, PyTorch would import its compiler
+        slope = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
         layer.weight.copy_(slope[:, None] * slope)
     return layer

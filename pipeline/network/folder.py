@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.network.builtin import build
 from pipeline.network.names import CARD
-from pipeline.network.normalise import Normalisation, check_normalisation
+from pipeline.network.normalise import check_normalisation
 
 WEIGHTS = "weights.safetensors"
 
@@ -33,7 +33,7 @@ def read_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         if not isinstance(given := card.get("normalise") or {}, dict):
             raise ValueError(f"normalise is {given!r}: it must be an object")
         normalise = check_normalisation(given, arguments.get("channels", 3))
-        _check_weights(_outline(str(card.get("architecture")), arguments, normalise), folder / WEIGHTS)
+        _check_weights(_outline(str(card.get("architecture")), arguments), folder / WEIGHTS)
         module = build(str(card.get("architecture")), arguments, normalise)
         _load_weights(module, folder / WEIGHTS)
         _check_counts(card, module)
@@ -74,12 +74,12 @@ def _read_card(path: Path) -> dict[str, Any]:
     return card
 
 
-def _outline(architecture: str, arguments: dict[str, Any], normalise: Normalisation) -> nn.Module:
+def _outline(architecture: str, arguments: dict[str, Any]) -> nn.Module:
     """The network without memory for its weights, however large the card says they are."""
     try:
         with torch.device("meta"):
-            return build(architecture, arguments, normalise)
-    except (RuntimeError, TypeError, OverflowError):
+            return build(architecture, arguments)
+    except (TypeError, OverflowError):
         raise ValueError(f"arguments {arguments!r}: they describe a network that is too large") from None
 
 

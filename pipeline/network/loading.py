@@ -152,6 +152,8 @@ def _load_builtin(name: str) -> tuple[nn.Module, dict[str, Any]]:
         architecture, arguments = UNTRAINED[name]
         card = {"name": name, "architecture": architecture, "arguments": arguments}
         return build_untrained(name), {**card, "data": "none: untrained, weights are random from seed 0"}
+    if name not in builtin_names():
+        raise FileNotFoundError(f"{BUILTIN}{name}: no such built-in: {', '.join(builtin_names())}")
     return read_folder(BUNDLED / name)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -13,10 +12,10 @@ from pipeline.network.graph import CaptureError, blank, capture, dtype_of
 from pipeline.network.receptive_field import Found
 from pipeline.tiling.geometry import ReceptiveField
 
-RECORDED = 1 << 16
+RECORDED = 1 << 15
 """Pixels of the largest image that a network is recorded on in whole."""
-LONG = 1088
-"""Rows or columns, about, of those that stand for larger ones: more than a network's Python code may ask for."""
+LENGTHS = (272, 544, 1088)
+"""Rows or columns, about, of those that stand for larger ones, the last for all: more than Python code may ask for."""
 
 
 def fails_at(module: nn.Module, channels: int, size: tuple[int, int]) -> str | None:
@@ -52,34 +51,33 @@ def least_size(module: nn.Module, channels: int, field: ReceptiveField) -> tuple
     return rows, columns
 
 
-def differences(
-    module: nn.Module, channels: int, found: Found, field: ReceptiveField, size: tuple[int, int]
-) -> Iterator[tuple[tuple[int, int], str]]:
-    """Sizes on which the network does something else than where it was recorded, and what, for an image of that size.
+def standing_for(field: ReceptiveField, found: Found, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Sizes on which to look at what the network does on an image of that size.
 
-    A large image is stood for by one as long and one as wide as it, up to LONG. Of one that is smaller than those
-    recorded nothing is said, and nothing where the network fails on it.
+    A large image is stood for by one as long and one as wide as it, or longer, of few lengths. There is none for one
+    that is smaller than what was recorded: PyTorch itself runs other operations where tensors are thin.
     """
     recorded = found.first.shapes[found.first.input][2:]
-    for part in _standing_for(field, size, max(recorded) + 1):
-        if any(a >= b for a, b in zip(recorded, part, strict=True)):
-            continue  # PyTorch itself runs other operations where tensors are thin
-        try:
-            there = capture(module, (channels, *part), dtype_of(module))
-        except CaptureError:
-            continue
-        if differs := same_operations(found.first, there):
-            yield part, f"{differs}: on {part[0]} x {part[1]} pixels the network runs other operations than on others"
-        elif names := analyse(found.first, there).not_local:
-            yield part, f"{'; '.join(names)} (seen on {part[0]} x {part[1]} pixels)"
-
-
-def _standing_for(field: ReceptiveField, size: tuple[int, int], least: int) -> Iterator[tuple[int, int]]:
-    """Sizes that are recorded in the place of this one, of at least so many rows and columns if it has them."""
     rows, columns = field.extended(*size)
-    if rows * columns <= RECORDED:
-        yield rows, columns
-        return
-    long, thin = field.extended(LONG, LONG), field.extended(max(least, field.least[0]), max(least, field.least[1]))
-    yield min(rows, long[0]), min(columns, thin[1])
-    yield min(rows, thin[0]), min(columns, long[1])
+    parts = [(rows, columns)]
+    if rows * columns > RECORDED:
+        thin = field.extended(*(max(max(recorded) + 1, least) for least in field.least))
+        long = field.extended(*(next((n for n in LENGTHS if n >= side), LENGTHS[-1]) for side in (rows, columns)))
+        parts = [(long[0], min(columns, thin[1])), (min(rows, thin[0]), long[1])]
+    return [part for part in parts if all(a < b for a, b in zip(recorded, part, strict=True))]
+
+
+def difference(module: nn.Module, channels: int, found: Found, size: tuple[int, int]) -> str:
+    """What the network does otherwise on an image of that size than where it was recorded; "" where it does the same.
+
+    Where the network fails on it, that is not said here.
+    """
+    try:
+        there = capture(module, (channels, *size), dtype_of(module))
+    except CaptureError:
+        return ""
+    where = f"{size[0]} x {size[1]} pixels"
+    if differs := same_operations(found.first, there):
+        return f"{differs}: on {where} the network runs other operations than on others"
+    names = analyse(found.first, there).not_local
+    return f"{'; '.join(names)} (seen on {where})" if names else ""

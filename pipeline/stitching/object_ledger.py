@@ -129,8 +129,9 @@ class ObjectLedger(Ledger):
         try:
             self._objects.put_if(name, content, None)
             if many:  # in the order that a kill may cut short: what is left begins with a ledger's first line
-                self._objects.remove_all(self._pieces[1:])
-                self._objects.remove_all(self._pieces[:1])
+                there = [piece for piece in self._objects.names() if piece in self._pieces]
+                self._objects.remove_all(there[1:])
+                self._objects.remove_all(there[:1])
                 self._pieces, self._first = [], self._end
             else:
                 self._pieces.append(name)
@@ -165,4 +166,4 @@ def _fetch(objects: Objects, folder: Path) -> list[str]:
                     file.write(objects.read(piece))
             return pieces
         except FileNotFoundError:  # the run that writes has just made them one
-            continue
+            time.sleep(0.1)

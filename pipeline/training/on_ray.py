@@ -82,7 +82,7 @@ def work(task: Task) -> None:
     from ray.train.torch import get_device
 
     group, refused = Group(str(get_device())), Path(task.folder) / CHECKPOINTS / REFUSED
-    if refused.exists():  # in an attempt that was the first worker's alone to end
+    if any(group.gather(refused.exists())):  # in an attempt that was the first worker's alone to end
         return
     try:
         nodes = set(group.gather(get_runtime_context().get_node_id()))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,3 +120,16 @@ def test_a_card_of_a_network_beyond_all_memory_is_one_line(changed: dict[str, in
     save_network(tmp_path, "unet", {"base": 4, "depth": 2} | changed, build("unet", {"base": 4, "depth": 2}))
     with pytest.raises(ValueError, match=r"weights.safetensors|too large|more memory"):
         read_folder(tmp_path)
+
+
+def test_a_folder_is_read_without_pytorchs_compiler() -> None:
+    """Which takes a second to import, for each command and each worker."""
+    code = """
+import sys, torch
+from pipeline.network.loading import load_network
+known = set(sys.modules)
+load_network(None)
+print("torch._dynamo" in sys.modules or "sympy" in set(sys.modules) - known)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "False\n", done.stderr
