@@ -14,6 +14,7 @@ from pipeline import describing, planning, previewing
 from pipeline.analysis import Analysis, cache_bytes
 from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
+from pipeline.engines.machine import usable_cpus
 from pipeline.jobfile import load_job, validated
 from pipeline.ledgers import FOLDER, forget_ledger, hold, open_ledger, read_ledger
 from pipeline.naming import asked_for, default_output, outputs_asked_for, outputs_within
@@ -188,7 +189,10 @@ def forecasts(images: Sequence[Any], net: Any = None, **given: Any) -> Iterator[
         with _refer(image, analysis.channels, asked).open() as opened:
             plan = planning.plan_image(opened, analysis, asked)
         pixels = plan.read_amplification * plan.size[0] * plan.size[1] * plan.planes
-        yield plan, analysis.seconds_per_pixel * pixels / (asked.workers or default_workers(plan.memory, plan.device))
+        workers = asked.workers or default_workers(plan.memory, plan.device)
+        if asked.engine == "local" and plan.device == "cpu":
+            workers = min(workers, usable_cpus())  # more of them are no faster
+        yield plan, analysis.seconds_per_pixel * pixels / workers
 
 
 def _check_known(given: dict[str, Any], known: set[str], function: str) -> None:

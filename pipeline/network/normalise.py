@@ -44,7 +44,8 @@ def normalise_step(card: Normalisation | None) -> nn.Module:
 def check_normalisation(given: dict[str, object], channels: int | None) -> Normalisation:
     """The given numbers as they stand in a card, without those that are None.
 
-    Raises: ValueError for what is no finite number, a std of 0, or as many numbers as the network has no channels.
+    Raises: ValueError for what is no finite number, for a scale or std of 0, and for as many numbers as the network has
+    no channels.
     """
     result: Normalisation = {}
     for key in ("scale", "mean", "std"):
@@ -58,9 +59,9 @@ def check_normalisation(given: dict[str, object], channels: int | None) -> Norma
         if len(numbers) not in (1, channels or len(numbers)):
             raise ValueError(f"{key} has {len(numbers)} numbers, but the network takes {channels} channels")
         if not all(torch.isfinite(torch.tensor(v, dtype=torch.float64)) for v in numbers) or (
-            key == "std" and 0 in numbers
+            key in ("scale", "std") and 0 in numbers
         ):
-            raise ValueError(f"{key} {value!r}: give finite numbers, and none that is 0 for std")
+            raise ValueError(f"{key} {value!r}: give finite numbers, and for scale and std none that is 0")
         result[key] = float(numbers[0]) if len(numbers) == 1 else [float(v) for v in numbers]
     if unknown := sorted(set(given) - {"scale", "mean", "std"}):
         raise ValueError(f"normalise has an unknown key {unknown[0]!r}: scale, mean and std are known")

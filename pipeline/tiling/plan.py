@@ -18,6 +18,8 @@ from pipeline.tiling.windows import amplification
 FORMAT = 3
 HALO_COST = 1.10
 """Largest read amplification of the tiles that the planner chooses, where memory allows, over that of a single tile."""
+FINE = 256
+"""Output pixels of a core's side, at least: of a network whose output is coarse, shards would be tiny files."""
 SIDES = (512, 768, 1024, 1280, 1536, 1792, 2048, 3072, 4096, 6144, 8192)
 SMALL_SIDES = (384, 256, 192, 128, 96, 64, 48, 32, 24, 16, 8, 4, 2, 1)
 
@@ -192,7 +194,8 @@ def choose_core(
         if needs(grid) > memory:
             break
         best = grid.y.core, grid.x.core
-        if amplification_of(grid, window) <= limit:
+        fine = min(grid.y.core * grid.y.rate, grid.x.core * grid.x.rate) >= FINE
+        if amplification_of(grid, window) <= limit and (fine or max(grid.y.rate, grid.x.rate) >= 1):
             break
     if best is not None:
         return best

@@ -184,6 +184,7 @@ def test_stored_values_are_normalised_first() -> None:
     [
         ({"mean": [0.5, 0.5]}, "mean has 2 numbers, but the network takes 3 channels"),
         ({"std": 0}, "std 0: give finite numbers"),
+        ({"scale": 0.0}, "scale 0.0: give finite numbers, and for scale and std none that is 0"),
         ({"scale": float("nan")}, "scale nan"),
         ({"scale": "big"}, "scale 'big': give one number"),
     ],

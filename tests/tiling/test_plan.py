@@ -186,6 +186,14 @@ def test_the_core_is_the_smallest_within_the_halo_cost_or_the_largest_that_memor
     assert choose_core(size, field, needs, memory) == expected
 
 
+def test_cores_of_a_coarse_network_are_large_enough_for_its_shards():
+    """16 x 16 pixels make one; of 512 x 512 as many would be a file of a kilobyte."""
+    field = ReceptiveField((0, 0), (0, 0), (16, 16), (Fraction(1, 16), Fraction(1, 16)))
+    assert choose_core((100_000, 100_000), field, lambda grid: 0, 1) == (4096, 4096)
+    assert choose_core((100_000, 100_000), field, lambda grid: grid.y.core, 2000) == (1792, 1792)
+    assert choose_core((1000, 1000), field, lambda grid: 0, 1) == (1008, 1008)
+
+
 def test_windows_on_junctions_cost_as_a_halo_does():
     """Those of 512 run 9 times for each pixel in tiles of 512, where their overlap alone makes 4."""
     field, window = ReceptiveField((0, 0), (0, 0), (1, 1)), (512, 512)
