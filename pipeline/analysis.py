@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -75,7 +75,9 @@ class Analysis:
         found = followed(shared, channels)
         self.field = self._with_least(self._field(shared, found))
         self._standing_for = partial(standing_for, self.field, found)
-        self._difference = cache(partial(difference, shared, channels, found))
+        self._difference = partial(difference, shared, channels, found)
+        self._differs: dict[tuple[int, int], str] = {}
+        """What it does otherwise on images of these sizes; "" where it does the same."""
         self.classes = self._classes()
         self._tuned: dict[int, int] = {}
         """Rows of a band by the read's columns, where they were measured."""
@@ -90,9 +92,12 @@ class Analysis:
         """
         if self.options.mode == "blend" or self.options.reach is not None:
             return
-        for part in dict.fromkeys(part for size in sizes for part in self._standing_for(size)):
-            what = self._difference(part)
-            if what and (self.program is None or self._deviation(self.program, part) > TOLERANCE["float32"]):
+        for part in (part for size in sizes for part in self._standing_for(size)):
+            if part not in self._differs:
+                what = self._difference(part)
+                same = what and self.program and self._deviation(self.program, part) <= TOLERANCE["float32"]
+                self._differs[part] = "" if same else what
+            if what := self._differs[part]:
                 raise ValueError(
                     f"network {self.network.name} is not local, so no tiling can equal its whole-image pass: {what} "
                     "(--mode blend gives an approximation)"

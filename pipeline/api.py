@@ -8,10 +8,9 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from pipeline import describing, planning, previewing
-from pipeline.analysis import Analysis, cache_bytes
+from pipeline.analysis import Analysis, cache_bytes, one_thread
 from pipeline.checking import Report, check_output
 from pipeline.config import Options, options
 from pipeline.engines.machine import usable_cpus
@@ -22,6 +21,7 @@ from pipeline.network.loading import Network, load_network
 from pipeline.network.names import resolve
 from pipeline.network.receptive_field import receptive_field as derive
 from pipeline.running import Place, Progress, default_workers, drive, template
+from pipeline.storage.image import Image
 from pipeline.storage.location import Inputs, Location, location_of, name_of
 from pipeline.storage.output import check_free, create, is_ours, remove_contents
 from pipeline.storage.reading import extend_to
@@ -138,7 +138,7 @@ def verify(output: str | os.PathLike[str], image: Any = None, net: Any = None) -
             network = _network(net, asked)
             if network.identity != plan.network["identity"]:
                 raise ValueError(f"{output} was made with another network than {network.name}")
-        with read_ledger(target.location) as ledger:
+        with read_ledger(target.location) as ledger, one_thread():
             return check_output(target, plan, ledger, opened, network)
 
 
@@ -223,16 +223,7 @@ def _begin(
     """
     location = location_of(output)
     with reference.open() as opened, ExitStack() as undo:
-        _spare(inputs, location)
-        location.check_parent()
-        ours = is_ours(output)
-        if analysis is not None:
-            previewing.check_spared(inputs, location)
-            if asked.overwrite or not ours:
-                previewing.check_free(location)
-        plan = None if ours and not asked.overwrite else planning.plan_any(opened, analysis, asked)
-        if plan is not None and not is_ours(output):  # asked again: planning takes a while, another run may have begun
-            check_free(output, plan.layout)
+        plan, ours = _checked(opened, output, location, analysis, asked, inputs)
         lock = hold(location)
         undo.callback(lock.release)
         there = is_ours(output)
@@ -259,6 +250,25 @@ def _begin(
             run = Run(target, plan, open_ledger(location, plan.fingerprint, plan.units, lock), lock, copy)
         undo.pop_all()
     return run
+
+
+def _checked(
+    opened: Image, output: str, location: Location, analysis: Analysis | None, asked: Options, inputs: Inputs
+) -> tuple[Plan | None, bool]:
+    """The plan of an output that is to be made, and whether one of ours is there; what can be refused is refused."""
+    _spare(inputs, location)
+    location.check_parent()
+    ours = is_ours(output)
+    if analysis is not None:
+        previewing.check_spared(inputs, location)
+        if asked.overwrite or not ours:
+            previewing.check_free(location)
+    if ours and not asked.overwrite:
+        return None, ours
+    plan = planning.plan_any(opened, analysis, asked)
+    if not is_ours(output):  # asked again: planning takes a while, another run may have begun
+        check_free(output, plan.layout)
+    return plan, ours
 
 
 def _spare(inputs: Inputs, output: Location) -> None:
@@ -309,13 +319,13 @@ def _work(
         analysis.program if analysis else None,
         analysis.folded if analysis else False,
     )
-    turns, threads = Turns(len(images), begin), torch.get_num_threads()
+    turns = Turns(len(images), begin)
     try:
-        turns.look_ahead()
-        if turns.open:
-            drive(job, turns, place, report=report)
+        with one_thread():
+            turns.look_ahead()
+            if turns.open:
+                drive(job, turns, place, report=report)
     finally:
-        torch.set_num_threads(threads)
         turns.close()
         if template is not None:
             template.close()

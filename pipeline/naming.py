@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.storage.location import Location, is_url, local_path, location_of, name_of
 from pipeline.storage.output import is_ours
 from pipeline.storage.remote import matching
+from pipeline.storage.zarrs import is_zarr
 
 
 def asked_for(images: str | Sequence[str]) -> tuple[list[str], bool]:
@@ -39,12 +40,9 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 
 def _check_folder(path: str) -> None:
-    if os.path.isdir(path):
-        from pipeline.storage.zarrs import is_zarr
-
-        if not is_zarr(Path(path)):
-            inside = os.path.join(path, "*")
-            raise ValueError(f"{path} is a folder, and no Zarr array or group: for the images in it give '{inside}'")
+    if os.path.isdir(path) and not is_zarr(Path(path)):
+        inside = os.path.join(path, "*")
+        raise ValueError(f"{path} is a folder, and no Zarr array or group: for the images in it give '{inside}'")
 
 
 def outputs_asked_for(places: Sequence[str]) -> list[str]:

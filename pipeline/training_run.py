@@ -11,6 +11,7 @@ import torch
 
 from pipeline.engines.machine import usable_cpus
 from pipeline.network.loading import choose_device, load_network
+from pipeline.network.names import CARD
 from pipeline.reporting.examples import find_examples
 from pipeline.reporting.report import REPORT, write_report
 from pipeline.reporting.sampling_map import sampling_maps
@@ -18,7 +19,7 @@ from pipeline.reporting.tracking import Tracking, require
 from pipeline.storage.location import is_url
 from pipeline.training.group import Group
 from pipeline.training.loop import train
-from pipeline.training.run_folder import BEGINNING, CARD, RunFolder, flat
+from pipeline.training.run_folder import BEGINNING, RunFolder, flat
 from pipeline.training.task import Task
 from pipeline.training_job import TrainJob
 from pipeline.training_task import task_of

@@ -171,6 +171,19 @@ def test_what_cannot_be_printed_neither_ends_a_command_nor_changes_its_status(wh
         assert "stdout takes no more: No space left on device\n" in ran[0].stderr
 
 
+NAMES = """
+from pipeline import commands
+commands.run(lambda: print("r\\u00e9sultat", "n\\udce4tz"))
+"""
+
+
+def test_names_of_files_and_text_of_any_kind_are_printed_whatever_the_encoding() -> None:
+    """Of a name its bytes; of what else the encoding cannot hold, its number."""
+    variables = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", NAMES], env=variables, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"r\\xe9sultat n\xe4tz\n", b"")
+
+
 WORKS = """
 import sys
 from pipeline import commands

@@ -24,6 +24,7 @@ import pipeline
 from pipeline import api, checking, commands, previewing, running
 from pipeline.analysis import Analysis
 from pipeline.api import TilesFailed
+from pipeline.engines.machine import usable_cpus
 from pipeline.stitching.drawing import FIRST_CLASS
 from pipeline.stitching.ledger import Ledger
 from pipeline.storage.output import open_output
@@ -443,6 +444,13 @@ def test_of_many_images_a_dry_run_analyses_and_measures_once(
     status, said = typed("*.tif", "--network", "unet-tiny", "--dry-run")
     assert status == 0, said
     assert counts == {"__init__": 1, "_seconds": 1} and not list(tmp_path.glob("*.zarr"))
+
+
+def test_more_workers_than_cpus_are_not_forecast_to_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Analysis, "seconds_per_pixel", 1.0)
+    image = np.zeros((3, 64, 64), np.uint8)
+    one, usual, many = (next(api.forecasts([image], "unet-tiny", workers=n))[1] for n in (1, usable_cpus(), 1000))
+    assert many == usual == one / usable_cpus()
 
 
 @pytest.mark.parametrize(("tiles", "said"), [(0, ""), (1, " without overwrite")])

@@ -28,7 +28,7 @@ def build(architecture: str, arguments: Mapping[str, Any], normalise: Normalisat
     _check_arguments(architecture, make, arguments)
     try:
         return make(**arguments, normalise=normalise).eval()
-    except RuntimeError as error:  # of memory that torch cannot get, as nothing else was asked of it
+    except (RuntimeError, TypeError) as error:  # of memory that torch cannot get, or numbers that it cannot count to
         said = ", ".join(f"{key}={value}" for key, value in arguments.items())
         raise ValueError(f"{architecture} with {said} needs more memory than there is") from error
 

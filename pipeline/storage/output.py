@@ -206,7 +206,7 @@ def create(
     content = to_json(group)
     target.make()
     # The group comes first: from then on the output is ours, and `restore` can add what is missing.
-    target.write("zarr.json", [content])
+    target.write(FILE, [content])
     for level in range(len(layout.shapes)):
         target.write(f"{level}/{FILE}", [to_json(array_metadata(output.layout, output.fill, level))])
     return output
@@ -214,22 +214,22 @@ def create(
 
 def open_output(path: str | os.PathLike[str]) -> Output:
     """An output of ours. Raises OutputError for anything else, FileNotFoundError where there is nothing."""
-    target = _ours(path)
-    group = read_json(target, FILE)
+    target, group = _ours(path)
     try:
         return Output(target, group["attributes"][KEY])
     except Exception as error:  # there is no end to what an editor may have left
         raise damaged(target) from error
 
 
-def _ours(path: str | os.PathLike[str]) -> Location:
-    """Where an output of ours lies, whatever its metadata say. Raises as `open_output` does for anything else."""
+def _ours(path: str | os.PathLike[str]) -> tuple[Location, Any]:
+    """Where an output of ours lies, and its group's metadata, whatever they say. Raises as `open_output` does."""
     target = location_of(path)
+    group = read_json(target, FILE)
+    if _made_here(group):
+        return target, group
     if not target.exists():
         raise FileNotFoundError(f"{target}: there is no such output")
-    if not is_ours(path):
-        raise OutputError(f"{target} is not an output of pipeline: it has no zarr.json with a {KEY!r} attribute")
-    return target
+    raise OutputError(f"{target} is not an output of pipeline: it has no {FILE} with a {KEY!r} attribute")
 
 
 def damaged(output: Location) -> OutputError:
@@ -239,8 +239,12 @@ def damaged(output: Location) -> OutputError:
 
 def is_ours(path: str | os.PathLike[str]) -> bool:
     """Whether the path is an output that `create` made. Raises StoreError where an object store does not answer."""
+    return _made_here(read_json(location_of(path), FILE))
+
+
+def _made_here(group: Any) -> bool:
     try:
-        ours = read_json(location_of(path), FILE)["attributes"][KEY]
+        ours = group["attributes"][KEY]
     except (KeyError, TypeError):
         return False
     return isinstance(ours, dict) and "layout" in ours and "fill" in ours
@@ -252,12 +256,12 @@ def remove_contents(path: str | os.PathLike[str], keep: Sequence[str] = ()) -> l
     The group's metadata go last, so that an interrupted removal can be repeated. The folder itself goes where
     nothing is left. Symbolic links are removed, never followed. Raises OutputError for anything that is not ours.
     """
-    target = _ours(path)
+    target, _ = _ours(path)
     try:
         levels = [str(k) for k in range(len(open_output(path).layout.shapes))]
     except OutputError:  # nothing tells how many there are
         levels = [name for name in target.names() if name.isdecimal()]
-    for name in (*COMPANIONS, *levels, "zarr.json"):
+    for name in (*COMPANIONS, *levels, FILE):
         if name not in keep:
             target.remove(name)
     target.sweep([])
@@ -274,7 +278,7 @@ def check_free(path: str | os.PathLike[str] | Location, layout: Layout, among_ot
     if not target.exists():
         return
     names = set(target.names()) - set(COMPANIONS)
-    taken = {"zarr.json", ".zgroup", ".zarray", *(str(k) for k in range(len(layout.shapes)))}
+    taken = {FILE, ".zgroup", ".zarray", *(str(k) for k in range(len(layout.shapes)))}
     if names & taken or (names and not among_others):
         some = ", ".join(sorted(names)[:3])
         raise OutputError(f"{target} exists already and holds {some}: give another name")

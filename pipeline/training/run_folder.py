@@ -25,11 +25,12 @@ from typing import Any, BinaryIO
 import torch
 import yaml
 
+from pipeline.network.names import CARD
 from pipeline.storage.disk import writing
 
 log = logging.getLogger("pipeline")
 
-JOB, LOG, CHECKPOINTS, CARD = "job.yaml", "metrics.jsonl", "checkpoints", "network.json"
+JOB, LOG, CHECKPOINTS = "job.yaml", "metrics.jsonl", "checkpoints"
 LOCK, TRACKED = "lock", "mlflow.txt"
 """What is held, and the run's name on MLflow, if it is there."""
 BEFORE_JOB = (LOCK, f"{JOB}.partial")

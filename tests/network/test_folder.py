@@ -115,10 +115,10 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
         load_network(tmp_path)
 
 
-@pytest.mark.parametrize("changed", [{"depth": 16, "base": 100000}, {"depth": 10000}])
+@pytest.mark.parametrize("changed", [{"depth": 16, "base": 100000}, {"depth": 10000}, {"base": 10**30}])
 def test_a_card_of_a_network_beyond_all_memory_is_one_line(changed: dict[str, int], tmp_path: Path) -> None:
     save_network(tmp_path, "unet", {"base": 4, "depth": 2} | changed, build("unet", {"base": 4, "depth": 2}))
-    with pytest.raises(ValueError, match=r"weights.safetensors|too large|more memory"):
+    with pytest.raises(ValueError, match=r"weights.safetensors|needs more memory than there is"):
         read_folder(tmp_path)
 
 

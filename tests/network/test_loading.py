@@ -241,6 +241,8 @@ def test_an_untrained_network_says_so() -> None:
 def test_what_is_not_there_and_what_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nucleii: no such file or folder, nor a built-in: nuclei, "):
         load_network("nucleii")
+    with pytest.raises(FileNotFoundError, match=r"^builtin:nucleii: no such built-in: nuclei, "):
+        load_network("builtin:nucleii")
     with pytest.raises(FileNotFoundError, match=r"gone\.pt2"):
         load_network(tmp_path / "gone.pt2")
     torch.save({}, tmp_path / "weights.pth")
